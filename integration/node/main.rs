@@ -1,0 +1,1 @@
+//! Tests that need a real node: root, /dev/fuse, containerd, a registry.

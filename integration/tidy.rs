@@ -1,0 +1,1 @@
+//! The shape of `src`, held by a test.

@@ -1,0 +1,1 @@
+//! Bytes of one remote blob through the verified local cache.

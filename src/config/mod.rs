@@ -1,0 +1,1 @@
+//! The one closed, typed configuration.

@@ -1,0 +1,1 @@
+//! Composition: build bottom-up, restore, bind, serve, drain.

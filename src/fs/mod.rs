@@ -1,0 +1,1 @@
+//! One layer as a read-only tree: a core that knows no FUSE, and a thin adapter.

@@ -1,0 +1,123 @@
+//! Live layers: resolve, open, mount, health, unmount, restore.
+//!
+//! [`Layers`] is all the snapshotter knows of lazy layers. What it must persist to mount a layer
+//! again without a network is a [`LayerRecord`].
+
+use std::path::Path;
+
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+
+use crate::oci::{Digest, LayerLabels};
+
+/// What has to be known of a lazy layer to mount it again: after a restart, without a registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerRecord {
+    /// The image it was pulled as part of, as text (`host/name:tag`).
+    pub image: String,
+    /// The manifest that names the layer.
+    pub manifest: Digest,
+    /// The compressed blob.
+    pub layer: Digest,
+    /// Size of the compressed blob in bytes.
+    pub size: u64,
+    /// Digest of the verified TOC; the layer's index is stored under it. A legacy stargz layer has
+    /// no promised one: then it is the digest of the TOC that was read first.
+    pub toc: Digest,
+}
+
+/// Why a layer is not lazy. Each has a name (for metrics and `crfs why`) and a sentence.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotLazy {
+    /// containerd did not say which layer of which image this is.
+    #[error("{0}")]
+    Labels(#[from] crate::oci::LabelError),
+    /// The manifest does not list the layer.
+    #[error("manifest {manifest} has no layer of this digest")]
+    NotInManifest {
+        /// The manifest that was read.
+        manifest: Digest,
+    },
+    /// Not a gzip-compressed tar.
+    #[error("media type {0} cannot be read lazily (a gzip-compressed tar in eStargz form can)")]
+    MediaType(String),
+    /// A gzip-compressed tar without a TOC.
+    #[error("an ordinary gzip layer without a TOC (crfs convert makes it eStargz)")]
+    PlainGzip,
+    /// There is a TOC, but nothing promises which.
+    #[error(
+        "the TOC has no digest in annotation containerd.io/snapshot/stargz/toc.digest, so it \
+         cannot be verified"
+    )]
+    NoTocDigest,
+    /// The blob is damaged or hostile.
+    #[error("{0}")]
+    Invalid(String),
+    /// The registry could not be reached or refused.
+    #[error("registry: {0}")]
+    Registry(String),
+    /// It was readable but could not be mounted or stored on this node.
+    #[error("{0}")]
+    Local(String),
+}
+
+impl NotLazy {
+    /// The reason's name: a label value in metrics, a key in `--json`.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Labels(_) => "labels",
+            Self::NotInManifest { .. } => "not_in_manifest",
+            Self::MediaType(_) => "media_type",
+            Self::PlainGzip => "plain_gzip",
+            Self::NoTocDigest => "no_toc_digest",
+            Self::Invalid(_) => "invalid",
+            Self::Registry(_) => "registry",
+            Self::Local(_) => "local",
+        }
+    }
+}
+
+/// What a lazy layer holds on this node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LayerUsage {
+    /// Bytes of disk: its index and the cached content only it has brought in.
+    pub bytes: u64,
+    /// Inodes of its tree.
+    pub inodes: u64,
+}
+
+/// Lazy layers as the snapshotter sees them. All methods may be called at the same time; the
+/// caller sees to it that those about one `target` do not overlap.
+pub trait Layers: Send + Sync {
+    /// Starts reading what the layers of an image need (manifest, every footer and TOC), without
+    /// waiting for it. Called first of all by each lazy `Prepare`; does nothing the second time.
+    fn announce(&self, labels: &LayerLabels);
+
+    /// Makes a layer readable (TOC verified, index durable) and mounts it at `target`, an existing
+    /// empty folder. When it returns the mount serves. When it fails nothing is left mounted.
+    fn mount<'a>(
+        &'a self,
+        labels: &'a LayerLabels,
+        target: &'a Path,
+    ) -> BoxFuture<'a, Result<LayerRecord, NotLazy>>;
+
+    /// Mounts a layer again from its record; never needs the network if the index is there. If it
+    /// is not, the layer is mounted as soon as it can be had, and until then is degraded.
+    fn restore<'a>(
+        &'a self,
+        record: &'a LayerRecord,
+        target: &'a Path,
+    ) -> BoxFuture<'a, Result<(), NotLazy>>;
+
+    /// Takes the mount at `target` down, also a dead one; no mount there is not an error. Files
+    /// that are open in it stay readable until they are closed.
+    fn unmount<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, std::io::Result<()>>;
+
+    /// What the layer mounted at `target` holds, if one is.
+    fn usage(&self, target: &Path) -> Option<LayerUsage>;
+
+    /// Forgets indexes and cached content that no record of `live` needs.
+    fn sweep<'a>(&'a self, live: &'a [LayerRecord]) -> BoxFuture<'a, std::io::Result<()>>;
+}

@@ -1,0 +1,3 @@
+//! The `crfs` binary: everything it does is in the library.
+
+fn main() {}

@@ -1,0 +1,16 @@
+//! Parsed values of the OCI world: digests, references, descriptors, manifests, snapshot labels.
+//!
+//! Nothing here does I/O. Every string that came from an image, a registry or containerd is parsed
+//! once, here, and travels on as a type; no path is ever built from an unparsed string.
+
+mod descriptor;
+mod digest;
+mod labels;
+mod reference;
+
+pub use descriptor::{
+    Descriptor, ImageConfig, Index, Manifest, ManifestError, MediaType, Platform, RootFs,
+};
+pub use digest::{Digest, DigestError, Hasher};
+pub use labels::{LabelError, LayerLabels, annotation, label};
+pub use reference::{Reference, ReferenceError};

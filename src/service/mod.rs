@@ -1,0 +1,1 @@
+//! gRPC messages to snapshotter calls and back; no decision is taken here.

@@ -1,0 +1,1 @@
+//! containerd's state machine: prepare, view, commit, remove, mounts, usage, cleanup.

@@ -1,0 +1,1 @@
+//! The image-layer formats as pure functions over bytes: footer, TOC, chunks, verification, writing.

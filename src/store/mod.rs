@@ -1,0 +1,1 @@
+//! Opens sled; schema version, typed trees, one codec, durability.
