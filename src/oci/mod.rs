@@ -9,7 +9,8 @@ mod labels;
 mod reference;
 
 pub use descriptor::{
-    Descriptor, ImageConfig, Index, Manifest, ManifestError, MediaType, Platform, RootFs,
+    Descriptor, ImageConfig, Index, MAX_MANIFEST, Manifest, ManifestError, MediaType, Platform,
+    RootFs,
 };
 pub use digest::{Digest, DigestError, Hasher};
 pub use labels::{LabelError, LayerLabels, annotation, label};
