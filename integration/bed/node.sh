@@ -131,7 +131,13 @@ node_stop() {
 	node_clear_cgroups "$node_namespace"
 }
 
-# node_clear_cgroups NAME: removes the emptied cgroups that runc made for containers of that namespace.
+# node_clear_cgroups NAME: removes the cgroups that runc made for the containers of that namespace. Those of a process that
+# has just been killed cannot be removed at once.
 node_clear_cgroups() {
-	find /sys/fs/cgroup -depth -type d -path "*/$1*" -exec rmdir {} + 2>/dev/null || true
+	local try
+	for try in 1 2 3 4 5 6 7 8 9 10; do
+		find /sys/fs/cgroup -depth -type d -path "*/$1*" -exec rmdir {} + 2>/dev/null || true
+		[ -n "$(find /sys/fs/cgroup -maxdepth 2 -type d -name "$1*" -print -quit 2>/dev/null)" ] || return 0
+		sleep "0.$try"
+	done
 }

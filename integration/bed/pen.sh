@@ -1,6 +1,6 @@
 #!/bin/bash
 # pen.sh COMMAND...: runs COMMAND in a mount and a process namespace of its own. Whatever COMMAND mounts is seen by
-# nobody else, and when it ends or is killed, everything that it started and mounted is gone. /run is private, so that
+# nobody else, and when it or its parent ends or is killed, everything that it started and mounted is gone. /run is private, so that
 # the fixed socket folder of containerd's shims does not meet another containerd's.
 set -euo pipefail
 
@@ -19,4 +19,4 @@ if [ "${1:-}" = --inside ]; then
 	exit "$rc"
 fi
 [ $# -gt 0 ] || { echo "usage: pen.sh COMMAND..." >&2; exit 2; }
-exec unshare --mount --pid --fork --kill-child --mount-proc --propagation private -- bash "${BASH_SOURCE[0]}" --inside "$@"
+exec setpriv --pdeathsig KILL -- unshare --mount --pid --fork --kill-child --mount-proc --propagation private -- bash "${BASH_SOURCE[0]}" --inside "$@"
