@@ -125,6 +125,11 @@ impl ReadAhead {
         let stream = &mut streams.slots[slot];
         stream.heard = heard;
         stream.last = chunk;
+        let asked: u64 = (chunk + 1..stream.until).map(size).sum();
+        if asked > stream.window / 2 {
+            // Enough for now: extending by a chunk at a time would make a request of each.
+            return 0..0;
+        }
         stream.window = (stream.window * 2).clamp(FIRST_WINDOW.min(self.max), self.max);
         let from = stream.until.max(chunk + 1);
         let (mut until, mut ahead) = (chunk + 1, 0);

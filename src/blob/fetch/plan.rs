@@ -111,17 +111,16 @@ impl View<'_> {
 
 impl Plan {
     /// Queues `member`, unless it is on its way. A blocked reader's is taken out of a segment that
-    /// would bring it too late. Yields whether there is something new to do.
-    pub(super) fn want(&mut self, member: u32, class: Class, map: &dyn LayerMap) -> bool {
-        if let Some(id) = self.flying.get(&member).copied() {
-            if class != Class::Urgent || !self.press(member, id, map) {
-                return false;
-            }
+    /// would bring it too late.
+    pub(super) fn want(&mut self, member: u32, class: Class, map: &dyn LayerMap) {
+        if let Some(id) = self.flying.get(&member).copied()
+            && (class != Class::Urgent || !self.press(member, id, map))
+        {
+            return;
         }
         if let Some(queue) = self.queues.get_mut(class as usize) {
             queue.push(member);
         }
-        true
     }
 
     /// Gives the background `members` to go through.

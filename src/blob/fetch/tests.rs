@@ -46,7 +46,7 @@ impl Node {
 
 fn content(seed: usize, len: usize) -> Vec<u8> {
     (0..len)
-        .map(|at| ((at * 31 + seed * 7919) >> 3 ^ at * seed) as u8)
+        .map(|at| (((at * 31 + seed * 7919) >> 3) ^ (at * seed)) as u8)
         .collect()
 }
 
