@@ -322,7 +322,7 @@ impl Layer {
             let segment = {
                 let mut plan = self.plan.lock();
                 let segment = plan.claim(low, &self.view(&|member| self.missing(member)));
-                let Some(segment) = segment else {
+                let Some(segment) = segment.filter(|_| !self.cancel.is_cancelled()) else {
                     // Under the lock that `want` takes: no wish is overlooked.
                     plan.runners -= 1;
                     return;

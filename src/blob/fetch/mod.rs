@@ -21,6 +21,8 @@ mod plan;
 mod stream;
 
 #[cfg(test)]
+mod plan_tests;
+#[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;

@@ -10,10 +10,9 @@ use std::ops::Range;
 
 use crate::blob::map::{LayerMap, Member, MemberId};
 
-/// Compressed bytes that one request brings at most, but for the prefetch list.
-const SEGMENT: u64 = 4 << 20;
-/// The same for read-ahead: small enough that a window is spread over several connections.
-const AHEAD_SEGMENT: u64 = 2 << 20;
+/// Compressed bytes that one request brings at most, but for the prefetch list: four of these in
+/// flight fill 1 Gbit/s at 50 ms, and a window of read-ahead is spread over several connections.
+const SEGMENT: u64 = 2 << 20;
 /// The prefetch list is one request (the eStargz landmark says so), within reason.
 const LIST_SEGMENT: u64 = 64 << 20;
 /// Members nobody asked for that are fetched along, because a second request costs more than
@@ -159,7 +158,7 @@ impl Plan {
         let full = self.segments.values().filter(is_low).count() >= low;
         for (class, limit) in [
             (Class::Urgent, SEGMENT),
-            (Class::Ahead, AHEAD_SEGMENT),
+            (Class::Ahead, SEGMENT),
             (Class::List, LIST_SEGMENT),
         ] {
             if full && class != Class::Urgent {
