@@ -403,7 +403,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// The model holds everything ever inserted: the cache may have forgotten, but what it yields
     /// is what the model has, it never yields what was not inserted, and the last one is held.

@@ -377,12 +377,13 @@ async fn the_landmark_is_one_range_and_the_mount_does_not_wait() {
     let blob = node.blob(&source, map);
     blob.start();
     until("the prefetch", || blob.held() == 20 * 10_000).await;
-    assert_eq!(source.asked(), [0..20 * 10_023]);
+    assert_eq!(source.asked(), std::slice::from_ref(&(0..20 * 10_023)));
     assert!(blob.first_reads().is_empty(), "a prefetch is no read");
 
     blob.prefetch(&[ChunkId(27), ChunkId(28), ChunkId(3)]);
     until("the profile", || blob.held() == 22 * 10_000).await;
-    assert_eq!(source.asked()[1..], [27 * 10_023..29 * 10_023]);
+    assert_eq!(source.asked()[1], 27 * 10_023..29 * 10_023);
+    assert_eq!(source.asked().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
