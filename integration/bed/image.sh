@@ -14,8 +14,7 @@ mkdir -p "$bed_cache/images"
 exec {lock}>"$bed_cache/images/$1.lock"
 flock "$lock"
 if [ ! -e "$out/index.json" ]; then
-	python=/usr/bin/python3
-	[ -x "$python" ] || python=$(command -v python3) || die "python3 is missing"
+	tools_python
 	apt_update
 	rm -rf "$bed_cache/images/$1-"*
 	PYTHONDONTWRITEBYTECODE=1 timeout 600 unshare --mount --propagation private "$python" "$bed_folder/mkimage.py" \
