@@ -36,6 +36,9 @@ pub struct Config {
     /// Docker's `config.json`. Default: `$DOCKER_CONFIG/config.json`, else
     /// `~/.docker/config.json`.
     pub docker_config: Option<PathBuf>,
+    /// Folders, joined by `:`, in which credential helpers are looked for before those of
+    /// `$PATH` (which is short under systemd). Default: none.
+    pub helper_path: String,
     /// Longest run of a credential helper. Default: 10 s.
     #[serde(with = "humantime_serde")]
     pub helper_timeout: Duration,
@@ -52,6 +55,7 @@ impl Default for Config {
             retries: 10,
             max_pause: Duration::from_secs(20),
             docker_config: None,
+            helper_path: String::new(),
             helper_timeout: Duration::from_secs(10),
         }
     }
