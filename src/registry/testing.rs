@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// A request as it arrived.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Seen {
     pub method: String,
     /// Path and query.
@@ -325,6 +325,13 @@ impl State {
 }
 
 fn read_request(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<Seen>> {
+    let start = reader.fill_buf()?;
+    // A TLS handshake instead of a request: it is answered in plain HTTP all the same.
+    if start.first() == Some(&0x16) {
+        let size = start.len();
+        reader.consume(size);
+        return Ok(Some(Seen::default()));
+    }
     let mut line = String::new();
     if reader.read_line(&mut line)? == 0 {
         return Ok(None);

@@ -416,14 +416,10 @@ const fn is_lasting(error: &rustls::Error) -> bool {
     )
 }
 
-/// `error` itself as a `T`, or the `T` inside an `io::Error` (whose `source` skips it).
+/// `error` itself as a `T`, or the `T` inside an `io::Error` (whose `source` skips what it wraps;
+/// connectors wrap twice).
 fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
-    let inner = || {
-        error
-            .downcast_ref::<io::Error>()?
-            .get_ref()?
-            .downcast_ref::<T>()
-    };
+    let inner = || find(error.downcast_ref::<io::Error>()?.get_ref()?);
     error.downcast_ref::<T>().or_else(inner)
 }
 
