@@ -20,6 +20,7 @@
 //! carries several is always read as what its gzip footer says.
 
 use std::fmt;
+use std::ops::Range;
 
 use crate::stargz::Error;
 
@@ -95,16 +96,13 @@ impl Footer {
         damaged.map_or(Ok(None), Err)
     }
 
-    /// Length of this footer in bytes; the TOC's member ends where it begins.
+    /// Where in a blob of this size the TOC's gzip member lies: what [`inflate_toc`] wants.
+    ///
+    /// [`inflate_toc`]: crate::stargz::inflate_toc
     #[must_use]
-    pub const fn len(&self) -> usize {
-        self.format.footer_len()
-    }
-
-    /// A footer is never empty.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        false
+    pub const fn toc_range(&self, blob_size: u64) -> Range<u64> {
+        let end = blob_size.saturating_sub(self.format.footer_len() as u64);
+        self.toc_offset..end
     }
 }
 
@@ -233,7 +231,9 @@ mod tests {
             for toc_offset in [1, 0xab, end - 1] {
                 let tail = tail(&footer(format, &format!("{toc_offset:016x}")));
                 let found = Footer::parse(&tail, BLOB).unwrap();
-                assert_eq!(found, Some(Footer { toc_offset, format }));
+                let footer = Footer { toc_offset, format };
+                assert_eq!(found, Some(footer));
+                assert_eq!(footer.toc_range(BLOB), toc_offset..end);
             }
         }
     }

@@ -278,12 +278,11 @@ fn in_range(value: u64, max: u32) -> Option<u32> {
     u32::try_from(value).ok().filter(|value| *value <= max)
 }
 
-/// The parser's message may quote a string of any length from the TOC.
+/// The parser's message may quote a string of any length from the TOC (escaped, but whole).
 fn malformed(error: &serde_json::Error) -> Error {
-    let what: String = error.to_string().chars().take(MAX_JSON_ERROR).collect();
     Error::TocJson {
         line: error.line(),
         column: error.column(),
-        what: what.escape_debug().to_string(),
+        what: error.to_string().chars().take(MAX_JSON_ERROR).collect(),
     }
 }
