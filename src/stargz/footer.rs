@@ -20,7 +20,6 @@
 //! carries several is always read as what its gzip footer says.
 
 use std::fmt;
-use std::ops::Range;
 
 use crate::stargz::Error;
 
@@ -96,13 +95,16 @@ impl Footer {
         damaged.map_or(Ok(None), Err)
     }
 
-    /// Where in a blob of this size the TOC's gzip member lies: what [`inflate_toc`] wants.
-    ///
-    /// [`inflate_toc`]: crate::stargz::inflate_toc
+    /// Length of this footer in bytes; the TOC's member ends where it begins.
     #[must_use]
-    pub const fn toc_range(&self, blob_size: u64) -> Range<u64> {
-        let end = blob_size.saturating_sub(self.format.footer_len() as u64);
-        self.toc_offset..end
+    pub const fn len(&self) -> usize {
+        self.format.footer_len()
+    }
+
+    /// A footer is never empty.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        false
     }
 }
 
@@ -233,7 +235,7 @@ mod tests {
                 let found = Footer::parse(&tail, BLOB).unwrap();
                 let footer = Footer { toc_offset, format };
                 assert_eq!(found, Some(footer));
-                assert_eq!(footer.toc_range(BLOB), toc_offset..end);
+                assert_eq!(BLOB - footer.len() as u64, end);
             }
         }
     }

@@ -25,8 +25,7 @@ type Tree = BTreeMap<String, Result<Vec<u8>, String>>;
 fn toc_json(blob: &[u8]) -> Result<(Footer, Vec<u8>), Error> {
     let tail = &blob[blob.len().saturating_sub(Footer::MAX_LEN)..];
     let footer = Footer::parse(tail, blob.len() as u64)?.expect("a footer");
-    let range = footer.toc_range(blob.len() as u64);
-    let member = &blob[range.start as usize..range.end as usize];
+    let member = &blob[footer.toc_offset as usize..blob.len() - footer.len()];
     Ok((footer, inflate_toc(member, &Limits::default())?))
 }
 

@@ -21,6 +21,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::stargz::EntryError;
 use crate::stargz::error::quoted;
+use crate::stargz::toc::bytes;
 
 /// `XATTR_NAME_MAX`.
 const NAME_MAX: usize = 255;
@@ -151,13 +152,6 @@ fn is_acl(value: &[u8]) -> bool {
     }
     let base = OWNER | GROUP | OTHER;
     entries.0.is_empty() || (seen & base == base && (seen & NAMED == 0 || seen & MASK != 0))
-}
-
-fn bytes(name: Cow<'_, str>) -> Cow<'_, [u8]> {
-    match name {
-        Cow::Borrowed(name) => Cow::Borrowed(name.as_bytes()),
-        Cow::Owned(name) => Cow::Owned(name.into_bytes()),
-    }
 }
 
 #[cfg(test)]

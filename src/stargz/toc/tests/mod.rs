@@ -154,11 +154,9 @@ fn unknown_keys_are_read_over_to_a_depth() {
 fn keys_occur_once_and_have_their_type() {
     for key in [
         "name",
-        "nameBase64",
         "type",
         "modtime",
         "linkName",
-        "linkNameBase64",
         "digest",
         "chunkDigest",
     ] {
