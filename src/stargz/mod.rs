@@ -24,6 +24,7 @@ mod error;
 mod footer;
 mod member;
 mod toc;
+pub mod write;
 
 use crate::oci::Digest;
 
