@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
@@ -213,8 +214,8 @@ fn merge(
     merged
 }
 
-fn json<T: Serialize>(document: &T, digest: Digest) -> Result<Vec<u8>, Error> {
-    serde_json::to_vec(document).map_err(|source| {
+fn json<T: Serialize>(document: &T, digest: Digest) -> Result<Bytes, Error> {
+    serde_json::to_vec(document).map(Bytes::from).map_err(|source| {
         Error::manifest(digest)(ManifestError::Malformed { what: "document", source })
     })
 }

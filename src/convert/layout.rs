@@ -82,7 +82,7 @@ impl ImageSource for LayoutSource {
                     got: format!("digest {got}"),
                 });
             }
-            Ok(Document { media_type: at.media_type.clone(), bytes })
+            Ok(Document { media_type: at.media_type.clone(), bytes: bytes.into() })
         }
         .boxed()
     }
@@ -168,7 +168,7 @@ impl ImageSink for LayoutSink {
         async move { kept.await.map_err(|_| Error::Died(digest))? }.boxed()
     }
 
-    fn put_bytes(&self, digest: Digest, bytes: Vec<u8>) -> BoxFuture<'_, Result<(), Error>> {
+    fn put_bytes(&self, digest: Digest, bytes: Bytes) -> BoxFuture<'_, Result<(), Error>> {
         async move { replace(&self.dir, &format!("blobs/sha256/{}", digest.hex()), &bytes) }.boxed()
     }
 
