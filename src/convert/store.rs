@@ -55,11 +55,7 @@ pub trait ImageSink: Send + Sync {
     fn put_bytes(&self, digest: Digest, bytes: Bytes) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Adds a manifest or index that another one names.
-    fn put_manifest(
-        &self,
-        digest: Digest,
-        document: Document,
-    ) -> BoxFuture<'_, Result<(), Error>>;
+    fn put_manifest(&self, digest: Digest, document: Document) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Adds the image's own manifest or index and gives it its name.
     fn put_root(&self, digest: Digest, document: Document) -> BoxFuture<'_, Result<(), Error>>;
