@@ -1,1 +1,76 @@
-//! Tracing set-up.
+//! Tracing set-up: one subscriber for the whole process, on standard error.
+//!
+//! systemd and container runtimes add the time and the unit themselves when they read standard
+//! error, but an operator who starts crfs by hand needs the time too, so it is always there.
+
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::EnvFilter;
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// One readable line an event.
+    #[default]
+    Text,
+    /// One JSON object an event.
+    Json,
+}
+
+/// Section `[log]` of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Least severe level that is written: `error`, `warn`, `info`, `debug` or `trace`; or a filter
+    /// by module, as in `info,crfs::registry=debug`.
+    pub level: String,
+    /// `text` or `json`.
+    pub format: Format,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            level: "info".to_owned(),
+            format: Format::Text,
+        }
+    }
+}
+
+/// Why logging could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The level is neither a level nor a filter.
+    #[error("log level {level:?} is not understood: {why} (use error, warn, info, debug, trace)")]
+    Level {
+        /// What was given.
+        level: String,
+        /// What the parser says.
+        why: String,
+    },
+    /// A subscriber is there already.
+    #[error("logging was set up twice")]
+    Twice,
+}
+
+/// Sets the process's subscriber up. To be called once.
+///
+/// # Errors
+/// The level is malformed, or a subscriber was there before.
+pub fn init(config: &Config) -> Result<(), Error> {
+    let why = |why: String| Error::Level {
+        level: config.level.clone(),
+        why,
+    };
+    let filter = EnvFilter::builder()
+        .parse(&config.level)
+        .map_err(|e| why(e.to_string()))?;
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let set = match config.format {
+        Format::Text => lines.with_ansi(false).try_init(),
+        Format::Json => lines.json().flatten_event(true).try_init(),
+    };
+    set.map_err(|_| Error::Twice)
+}
