@@ -5,3 +5,4 @@
 
 mod cache;
 mod registry_docker;
+mod snapshots_daemon;
