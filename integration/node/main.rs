@@ -3,6 +3,8 @@
 //! Each file is one behaviour; [`bed`] brings up what they need. A test that cannot run here prints
 //! `skipped: REASON`.
 
+mod bed;
 mod cache;
+mod lazy_run;
 mod registry_docker;
 mod snapshots_daemon;
