@@ -149,6 +149,7 @@ impl Endpoint {
                 headers: call.headers.clone(),
                 authorization: grant.as_deref().map(Grant::header),
                 payload: call.payload.as_ref(),
+                confidential: false,
             });
             let answer = answer.await?;
             let asked_at_home = home && answer.at_home;

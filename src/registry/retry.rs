@@ -37,6 +37,11 @@ impl Patience {
         *self = Self::new(&self.config);
     }
 
+    /// Time went by in progress: the deadline counts from now, the attempts made stay made.
+    pub(super) fn extend(&mut self) {
+        self.deadline = Instant::now() + self.config.deadline;
+    }
+
     /// Runs one attempt, but not beyond the deadline.
     pub(super) async fn within<T>(
         &mut self,
