@@ -24,3 +24,6 @@ pub use error::Error;
 pub use index::{Index, Ino, Inode, Kind};
 pub use layer_fs::{Item, LayerFs, Reading, Statfs};
 pub use serve::{OpenMode, ServeError, ServeOptions, Served, serve};
+
+#[cfg(test)]
+mod tests;

@@ -115,6 +115,13 @@ pub trait Layers: Send + Sync {
     /// that are open in it stay readable until they are closed.
     fn unmount<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, std::io::Result<()>>;
 
+    /// Owner (uid, gid) of the root of the layer mounted at `target`, if one is: a snapshot on top
+    /// of it gets the same, and nobody in this process may ask the mount itself.
+    fn root_owner(&self, target: &Path) -> Option<(u32, u32)> {
+        let _ = target;
+        None
+    }
+
     /// What the layer mounted at `target` holds, if one is.
     fn usage(&self, target: &Path) -> Option<LayerUsage>;
 

@@ -5,6 +5,7 @@
 //! put together here.
 
 mod mountinfo;
+pub mod options;
 mod recorder;
 mod system;
 
