@@ -82,7 +82,9 @@ async fn a_forgotten_record_stays_forgotten_although_the_write_failed() {
 #[test]
 fn the_database_is_made_to_hold_the_truth() {
     let dir = tempfile::tempdir().unwrap();
-    let truth: Records = (1..=1000).map(|id| (id, Arc::new(id.to_string()))).collect();
+    let truth: Records = (1..=1000)
+        .map(|id| (id, Arc::new(id.to_string())))
+        .collect();
     let opened = read(dir.path());
     opened.start(truth, 1000, Faults::none()).unwrap().close();
     assert_eq!(read(dir.path()).records.len(), 1000);
@@ -107,4 +109,30 @@ async fn a_database_of_rubbish_is_replaced() {
     store.apply(put(1, "one")).await.unwrap();
     store.close();
     assert_eq!(read(&path).records, [(1, "one".to_owned())]);
+}
+
+#[tokio::test]
+async fn the_database_does_not_grow_with_what_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = start(dir.path(), Faults::none());
+    for round in 0..40_u64 {
+        let ids = round * 200..(round + 1) * 200;
+        let puts = ids
+            .clone()
+            .map(|id| store.apply(put(id, &"x".repeat(1500))));
+        futures::future::try_join_all(puts).await.unwrap();
+        let forgets = ids.map(|id| store.apply(Change::Forget(id)));
+        futures::future::try_join_all(forgets).await.unwrap();
+    }
+    store.close();
+    assert!(size(dir.path()) < 8 << 20, "{} bytes", size(dir.path()));
+}
+
+fn size(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).unwrap().map(Result::unwrap);
+    let sizes = entries.map(|entry| match entry.file_type().unwrap().is_dir() {
+        true => size(&entry.path()),
+        false => entry.metadata().unwrap().len(),
+    });
+    sizes.sum()
 }
