@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
@@ -42,13 +43,21 @@ impl Converter {
                 }
                 kind if kind.is_index() => Err(Error::TooDeep(digest)),
                 kind if kind.is_manifest() => self.manifest(digest, document, platform).await,
-                other => Err(Error::Unsupported { digest, media_type: other.as_str().to_owned() }),
+                other => Err(Error::Unsupported {
+                    digest,
+                    media_type: other.as_str().to_owned(),
+                }),
             }
         }
         .boxed()
     }
 
-    async fn index(&self, digest: Digest, document: Document, depth: u32) -> Result<Document, Error> {
+    async fn index(
+        &self,
+        digest: Digest,
+        document: Document,
+        depth: u32,
+    ) -> Result<Document, Error> {
         let mut index = Index::parse(&document.bytes).map_err(Error::manifest(digest))?;
         let mut kept = Vec::new();
         for mut at in std::mem::take(&mut index.manifests) {
@@ -69,8 +78,13 @@ impl Converter {
             }
             let child = self.source.manifest(&at).await?;
             verify("manifest", &at, &child.bytes)?;
-            let child = Document { media_type: at.media_type.clone(), ..child };
-            let child = self.document(child, at.platform.as_ref(), depth + 1).await?;
+            let child = Document {
+                media_type: at.media_type.clone(),
+                ..child
+            };
+            let child = self
+                .document(child, at.platform.as_ref(), depth + 1)
+                .await?;
             at.digest = Digest::of(&child.bytes);
             at.size = child.bytes.len() as u64;
             at.extra.remove("data");
@@ -78,7 +92,10 @@ impl Converter {
             kept.push(at);
         }
         index.manifests = kept;
-        Ok(Document { bytes: json(&index, digest)?, ..document })
+        Ok(Document {
+            bytes: json(&index, digest)?,
+            ..document
+        })
     }
 
     async fn manifest(
@@ -95,26 +112,36 @@ impl Converter {
             return Ok(document);
         }
         let config = self.small_blob(&manifest.config).await?;
-        let mut image = ImageConfig::parse(&config).map_err(Error::manifest(manifest.config.digest))?;
+        let mut image =
+            ImageConfig::parse(&config).map_err(Error::manifest(manifest.config.digest))?;
         if image.rootfs.diff_ids.len() != manifest.layers.len() {
             let (ids, layers) = (image.rootfs.diff_ids.len(), manifest.layers.len());
             let why = format!("its config lists {ids} layers, its manifest {layers}");
             return Err(Error::Inconsistent { digest, why });
         }
         let layers = self.layers(&manifest.layers, platform).await?;
-        for ((at, diff_id), layer) in
-            manifest.layers.iter_mut().zip(&mut image.rootfs.diff_ids).zip(layers)
+        for ((at, diff_id), layer) in manifest
+            .layers
+            .iter_mut()
+            .zip(&mut image.rootfs.diff_ids)
+            .zip(layers)
         {
             check_diff_id(at.digest, *diff_id, layer.source_diff_id)?;
             *diff_id = layer.diff_id.unwrap_or(*diff_id);
-            *at = Descriptor { annotations: merge(&at.annotations, &layer), ..layer.descriptor };
+            *at = Descriptor {
+                annotations: merge(&at.annotations, &layer),
+                ..layer.descriptor
+            };
         }
         let config = json(&image, digest)?;
         manifest.config.digest = Digest::of(&config);
         manifest.config.size = config.len() as u64;
         manifest.config.extra.remove("data");
         self.sink.put_bytes(manifest.config.digest, config).await?;
-        Ok(Document { bytes: json(&manifest, digest)?, ..document })
+        Ok(Document {
+            bytes: json(&manifest, digest)?,
+            ..document
+        })
     }
 
     /// The layers of one image, bottom first; a blob that several images share is converted once.
@@ -138,11 +165,16 @@ impl Converter {
             async move {
                 let key = (at.digest, at.media_type.as_str().to_owned());
                 let cell = Arc::clone(self.layers.lock().entry(key).or_default());
-                cell.get_or_try_init(|| self.layer(&at, &info)).await.cloned()
+                cell.get_or_try_init(|| self.layer(&at, &info))
+                    .await
+                    .cloned()
             }
         };
         let work: Vec<_> = layers.iter().enumerate().map(one).collect();
-        stream::iter(work).buffered(LAYERS_AT_ONCE).try_collect().await
+        stream::iter(work)
+            .buffered(LAYERS_AT_ONCE)
+            .try_collect()
+            .await
     }
 
     async fn copy_artifact(&self, manifest: &Manifest) -> Result<(), Error> {
@@ -155,7 +187,11 @@ impl Converter {
     async fn small_blob(&self, at: &Descriptor) -> Result<Vec<u8>, Error> {
         if at.size > MAX_MANIFEST {
             let got = format!("{} bytes", at.size);
-            return Err(Error::WrongContent { what: "config", expected: at.digest, got });
+            return Err(Error::WrongContent {
+                what: "config",
+                expected: at.digest,
+                got,
+            });
         }
         let mut pieces = self.source.blob(at).await?;
         let mut bytes = Vec::new();
@@ -185,7 +221,11 @@ pub(super) fn verify(what: &'static str, at: &Descriptor, bytes: &[u8]) -> Resul
         true => format!("digest {got}"),
         false => format!("another size than {} bytes", at.size),
     };
-    Err(Error::WrongContent { what, expected: at.digest, got })
+    Err(Error::WrongContent {
+        what,
+        expected: at.digest,
+        got,
+    })
 }
 
 /// A config that names another tar than the blob holds belongs to another image.
@@ -213,8 +253,13 @@ fn merge(
     merged
 }
 
-fn json<T: Serialize>(document: &T, digest: Digest) -> Result<Vec<u8>, Error> {
-    serde_json::to_vec(document).map_err(|source| {
-        Error::manifest(digest)(ManifestError::Malformed { what: "document", source })
-    })
+fn json<T: Serialize>(document: &T, digest: Digest) -> Result<Bytes, Error> {
+    serde_json::to_vec(document)
+        .map(Bytes::from)
+        .map_err(|source| {
+            Error::manifest(digest)(ManifestError::Malformed {
+                what: "document",
+                source,
+            })
+        })
 }

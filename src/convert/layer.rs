@@ -80,7 +80,9 @@ impl Converter {
     ) -> Result<(Layer, Option<String>), Error> {
         let input = self.fetch(at, &**progress).await?;
         let output = temporary(self.sink.staging())?;
-        let written = self.write(at, &input, &output, Arc::clone(progress)).await?;
+        let written = self
+            .write(at, &input, &output, Arc::clone(progress))
+            .await?;
         let written = match written {
             Ok(written) => written,
             Err(why) => {
@@ -93,7 +95,9 @@ impl Converter {
         };
         drop(input);
         progress.stage(Stage::Push, written.size);
-        self.sink.put_blob(written.digest, written.size, output).await?;
+        self.sink
+            .put_blob(written.digest, written.size, output)
+            .await?;
         Ok((rewritten(at, &written), None))
     }
 
@@ -106,7 +110,11 @@ impl Converter {
         progress: Arc<dyn LayerProgress>,
     ) -> Result<Result<write::Written, write::Unsuitable>, Error> {
         // Each layer uses all cores; a second one fills the gaps at the first one's ends.
-        let _permit = self.writers.acquire().await.map_err(|_| Error::Died(at.digest))?;
+        let _permit = self
+            .writers
+            .acquire()
+            .await
+            .map_err(|_| Error::Died(at.digest))?;
         progress.stage(Stage::Convert, at.size);
         let reopen = |file: &NamedTempFile| file.reopen().map_err(Error::file(file.path()));
         let (input, output): (File, File) = (reopen(input)?, reopen(output)?);
@@ -116,7 +124,10 @@ impl Converter {
         match written.map_err(|_| Error::Died(at.digest))? {
             Ok(written) => Ok(Ok(written)),
             Err(write::Error::Unsuitable(why)) => Ok(Err(why)),
-            Err(source) => Err(Error::Layer { layer: at.digest, source }),
+            Err(source) => Err(Error::Layer {
+                layer: at.digest,
+                source,
+            }),
         }
     }
 
@@ -139,7 +150,10 @@ impl Converter {
                 break;
             }
             hash.update(&piece);
-            target.write_all(&piece).await.map_err(Error::file(file.path()))?;
+            target
+                .write_all(&piece)
+                .await
+                .map_err(Error::file(file.path()))?;
             progress.at(size);
         }
         target.flush().await.map_err(Error::file(file.path()))?;
@@ -149,7 +163,11 @@ impl Converter {
             (std::cmp::Ordering::Less, _) => format!("{size} of {} bytes", at.size),
             (std::cmp::Ordering::Greater, _) => format!("more than {} bytes", at.size),
         };
-        Err(Error::WrongContent { what: "blob", expected: at.digest, got })
+        Err(Error::WrongContent {
+            what: "blob",
+            expected: at.digest,
+            got,
+        })
     }
 }
 
@@ -160,7 +178,9 @@ fn treatment(media_type: &MediaType) -> Treatment {
         | MediaType::OciTarGzip
         | MediaType::DockerTarGzip => Treatment::Convert,
         MediaType::OciTarZstd => Treatment::Copy("it is compressed with zstd"),
-        MediaType::Other(other) if other.contains("foreign") || other.contains("nondistributable") => {
+        MediaType::Other(other)
+            if other.contains("foreign") || other.contains("nondistributable") =>
+        {
             Treatment::Leave("it is not distributable")
         }
         _ => Treatment::Copy("its media type is not one of a tar"),
@@ -168,7 +188,11 @@ fn treatment(media_type: &MediaType) -> Treatment {
 }
 
 fn unchanged(at: &Descriptor) -> Layer {
-    Layer { descriptor: at.clone(), diff_id: None, source_diff_id: None }
+    Layer {
+        descriptor: at.clone(),
+        diff_id: None,
+        source_diff_id: None,
+    }
 }
 
 fn rewritten(at: &Descriptor, written: &write::Written) -> Layer {
@@ -183,8 +207,14 @@ fn rewritten(at: &Descriptor, written: &write::Written) -> Layer {
     descriptor.extra.remove("urls");
     descriptor.extra.remove("data");
     descriptor.annotations.extend([
-        (annotation::TOC_DIGEST.to_owned(), written.toc_digest.to_string()),
-        (annotation::UNCOMPRESSED_SIZE.to_owned(), written.tar_size.to_string()),
+        (
+            annotation::TOC_DIGEST.to_owned(),
+            written.toc_digest.to_string(),
+        ),
+        (
+            annotation::UNCOMPRESSED_SIZE.to_owned(),
+            written.tar_size.to_string(),
+        ),
     ]);
     Layer {
         descriptor,

@@ -18,8 +18,8 @@ use futures::stream::{self, StreamExt as _};
 use tempfile::NamedTempFile;
 use tokio::io::AsyncReadExt as _;
 
-use crate::convert::store::{Bytestream, Document, ImageSink, ImageSource};
 use crate::convert::Error;
+use crate::convert::store::{Bytestream, Document, ImageSink, ImageSource};
 use crate::oci::{Descriptor, Digest, Index, MAX_MANIFEST};
 
 /// The annotation of an entry in `index.json` that is the image's name (annotations.md).
@@ -58,7 +58,10 @@ impl LayoutSource {
             path: dir.to_owned(),
             why: missing(&index, tag),
         })?;
-        Ok(Self { dir: dir.to_owned(), root })
+        Ok(Self {
+            dir: dir.to_owned(),
+            root,
+        })
     }
 }
 
@@ -70,10 +73,14 @@ impl ImageSource for LayoutSource {
     fn manifest<'a>(&'a self, at: &'a Descriptor) -> BoxFuture<'a, Result<Document, Error>> {
         async move {
             let path = blob_path(&self.dir, at.digest);
-            let file = tokio::fs::File::open(&path).await.map_err(Error::file(&path))?;
+            let file = tokio::fs::File::open(&path)
+                .await
+                .map_err(Error::file(&path))?;
             let mut bytes = Vec::new();
             let mut file = file.take(MAX_MANIFEST + 1);
-            file.read_to_end(&mut bytes).await.map_err(Error::file(&path))?;
+            file.read_to_end(&mut bytes)
+                .await
+                .map_err(Error::file(&path))?;
             let got = Digest::of(&bytes);
             if got != at.digest {
                 return Err(Error::WrongContent {
@@ -82,7 +89,10 @@ impl ImageSource for LayoutSource {
                     got: format!("digest {got}"),
                 });
             }
-            Ok(Document { media_type: at.media_type.clone(), bytes })
+            Ok(Document {
+                media_type: at.media_type.clone(),
+                bytes: bytes.into(),
+            })
         }
         .boxed()
     }
@@ -90,10 +100,15 @@ impl ImageSource for LayoutSource {
     fn blob<'a>(&'a self, at: &'a Descriptor) -> BoxFuture<'a, Result<Bytestream, Error>> {
         async move {
             let path = blob_path(&self.dir, at.digest);
-            let file = tokio::fs::File::open(&path).await.map_err(Error::file(&path))?;
+            let file = tokio::fs::File::open(&path)
+                .await
+                .map_err(Error::file(&path))?;
             let pieces = stream::try_unfold((file, path), |(mut file, path)| async move {
                 let mut piece = BytesMut::with_capacity(PIECE);
-                let read = file.read_buf(&mut piece).await.map_err(Error::file(&path))?;
+                let read = file
+                    .read_buf(&mut piece)
+                    .await
+                    .map_err(Error::file(&path))?;
                 Ok((read > 0).then(|| (Bytes::from(piece), (file, path))))
             });
             Ok(pieces.boxed())
@@ -116,7 +131,10 @@ impl LayoutSink {
         if dir.join(INDEX).exists() {
             read_index(dir)?;
         }
-        Ok(Self { dir: dir.to_owned(), tag: tag.to_owned() })
+        Ok(Self {
+            dir: dir.to_owned(),
+            tag: tag.to_owned(),
+        })
     }
 
     fn name(&self, digest: Digest, document: &Document) -> Result<(), Error> {
@@ -134,7 +152,9 @@ impl LayoutSink {
                 extra: Default::default(),
             },
         };
-        index.manifests.retain(|d| d.annotations.get(REF_NAME) != Some(&self.tag));
+        index
+            .manifests
+            .retain(|d| d.annotations.get(REF_NAME) != Some(&self.tag));
         index.manifests.push(Descriptor {
             media_type: document.media_type.clone(),
             digest,
@@ -168,15 +188,11 @@ impl ImageSink for LayoutSink {
         async move { kept.await.map_err(|_| Error::Died(digest))? }.boxed()
     }
 
-    fn put_bytes(&self, digest: Digest, bytes: Vec<u8>) -> BoxFuture<'_, Result<(), Error>> {
+    fn put_bytes(&self, digest: Digest, bytes: Bytes) -> BoxFuture<'_, Result<(), Error>> {
         async move { replace(&self.dir, &format!("blobs/sha256/{}", digest.hex()), &bytes) }.boxed()
     }
 
-    fn put_manifest(
-        &self,
-        digest: Digest,
-        document: Document,
-    ) -> BoxFuture<'_, Result<(), Error>> {
+    fn put_manifest(&self, digest: Digest, document: Document) -> BoxFuture<'_, Result<(), Error>> {
         self.put_bytes(digest, document.bytes)
     }
 
@@ -196,16 +212,24 @@ fn blob_path(dir: &Path, digest: Digest) -> PathBuf {
 fn read_index(dir: &Path) -> Result<Index, Error> {
     let path = dir.join(INDEX);
     let size = path.metadata().map_err(Error::file(&path))?.len();
-    let broken = |why: String| Error::Layout { path: dir.to_owned(), why };
+    let broken = |why: String| Error::Layout {
+        path: dir.to_owned(),
+        why,
+    };
     if size > MAX_MANIFEST {
-        return Err(broken(format!("{INDEX} is larger than {MAX_MANIFEST} bytes")));
+        return Err(broken(format!(
+            "{INDEX} is larger than {MAX_MANIFEST} bytes"
+        )));
     }
     let json = std::fs::read(&path).map_err(Error::file(&path))?;
     Index::parse(&json).map_err(|e| broken(format!("{INDEX}: {e}")))
 }
 
 fn missing(index: &Index, tag: Option<&str>) -> String {
-    let names = index.manifests.iter().filter_map(|d| d.annotations.get(REF_NAME));
+    let names = index
+        .manifests
+        .iter()
+        .filter_map(|d| d.annotations.get(REF_NAME));
     let names: Vec<&str> = names.map(String::as_str).take(10).collect();
     match (tag, names.as_slice()) {
         (Some(tag), []) => format!("no image is named {tag:?}, none has a name"),
@@ -227,9 +251,13 @@ fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
 fn persist(file: NamedTempFile, path: &Path) -> Result<(), Error> {
     use std::os::unix::fs::PermissionsExt as _;
     let mode = std::fs::Permissions::from_mode(0o644);
-    file.as_file().set_permissions(mode).map_err(Error::file(path))?;
+    file.as_file()
+        .set_permissions(mode)
+        .map_err(Error::file(path))?;
     file.as_file().sync_all().map_err(Error::file(path))?;
     file.persist(path).map_err(|e| Error::file(path)(e.error))?;
     let folder = path.parent().unwrap_or(path);
-    File::open(folder).and_then(|f| f.sync_all()).map_err(Error::file(folder))
+    File::open(folder)
+        .and_then(|f| f.sync_all())
+        .map_err(Error::file(folder))
 }

@@ -25,7 +25,10 @@ impl FromStr for Location {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let refuse = |why: String| Error::Location { text: text.to_owned(), why };
+        let refuse = |why: String| Error::Location {
+            text: text.to_owned(),
+            why,
+        };
         if let Some(rest) = text.strip_prefix("oci:") {
             // A tag has no slash; a folder's name may have a colon.
             let (dir, tag) = match rest.rsplit_once(':') {
@@ -34,12 +37,17 @@ impl FromStr for Location {
             };
             return match (dir, tag.as_deref()) {
                 ("", _) | (_, Some("")) => Err(refuse("expected oci:DIR:TAG".to_owned())),
-                _ => Ok(Self::Layout { dir: dir.into(), tag }),
+                _ => Ok(Self::Layout {
+                    dir: dir.into(),
+                    tag,
+                }),
             };
         }
         let reference = text.strip_prefix("docker://").unwrap_or(text);
         if reference.contains("://") {
-            return Err(refuse("expected docker://HOST/NAME:TAG or oci:DIR:TAG".to_owned()));
+            return Err(refuse(
+                "expected docker://HOST/NAME:TAG or oci:DIR:TAG".to_owned(),
+            ));
         }
         let reference = reference.parse().map_err(|e| refuse(format!("{e}")))?;
         Ok(Self::Registry(reference))
@@ -50,7 +58,10 @@ impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Registry(reference) => write!(f, "docker://{reference}"),
-            Self::Layout { dir, tag: Some(tag) } => write!(f, "oci:{}:{tag}", dir.display()),
+            Self::Layout {
+                dir,
+                tag: Some(tag),
+            } => write!(f, "oci:{}:{tag}", dir.display()),
             Self::Layout { dir, tag: None } => write!(f, "oci:{}", dir.display()),
         }
     }
@@ -73,7 +84,15 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Location>().unwrap().to_string(), shown);
         }
-        for bad in ["", "oci:", "oci::t", "oci:x:", "https://r.io/a", "docker://", "R.io/../x"] {
+        for bad in [
+            "",
+            "oci:",
+            "oci::t",
+            "oci:x:",
+            "https://r.io/a",
+            "docker://",
+            "R.io/../x",
+        ] {
             assert!(bad.parse::<Location>().is_err(), "{bad}");
         }
     }

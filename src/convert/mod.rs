@@ -126,7 +126,10 @@ impl Location {
         Ok(match self {
             Self::Registry(image) if image.digest().is_some() => {
                 let why = "a destination is named by a tag, not by a digest".to_owned();
-                return Err(Error::Location { text: self.to_string(), why });
+                return Err(Error::Location {
+                    text: self.to_string(),
+                    why,
+                });
             }
             Self::Registry(image) => Box::new(RemoteSink::new(client.clone(), image.clone())),
             Self::Layout { dir, tag } => {

@@ -34,7 +34,10 @@ impl RemoteSource {
 
     async fn fetch(&self, image: &Reference) -> Result<Document, Error> {
         let fetched = self.client.manifest(image).await?;
-        Ok(Document { media_type: fetched.media_type, bytes: fetched.bytes })
+        Ok(Document {
+            media_type: fetched.media_type,
+            bytes: fetched.bytes.into(),
+        })
     }
 }
 
@@ -65,7 +68,11 @@ impl RemoteSink {
     /// (`TMPDIR`).
     #[must_use]
     pub fn new(client: Client, image: Reference) -> Self {
-        Self { client, image, staging: std::env::temp_dir() }
+        Self {
+            client,
+            image,
+            staging: std::env::temp_dir(),
+        }
     }
 }
 
@@ -85,29 +92,35 @@ impl ImageSink for RemoteSink {
         file: NamedTempFile,
     ) -> BoxFuture<'_, Result<(), Error>> {
         async move {
-            let payload = Payload::File { path: file.path().to_owned(), size };
-            Ok(self.client.push_blob(&self.image, digest, &payload, None).await?)
+            let payload = Payload::File {
+                path: file.path().to_owned(),
+                size,
+            };
+            self.client
+                .push_blob(&self.image, digest, &payload, None)
+                .await?;
+            Ok(())
         }
         .boxed()
     }
 
-    fn put_bytes(&self, digest: Digest, bytes: Vec<u8>) -> BoxFuture<'_, Result<(), Error>> {
+    fn put_bytes(&self, digest: Digest, bytes: Bytes) -> BoxFuture<'_, Result<(), Error>> {
         async move {
-            let payload = Payload::Bytes(Bytes::from(bytes));
-            Ok(self.client.push_blob(&self.image, digest, &payload, None).await?)
+            let payload = Payload::Bytes(bytes);
+            self.client
+                .push_blob(&self.image, digest, &payload, None)
+                .await?;
+            Ok(())
         }
         .boxed()
     }
 
-    fn put_manifest(
-        &self,
-        digest: Digest,
-        document: Document,
-    ) -> BoxFuture<'_, Result<(), Error>> {
+    fn put_manifest(&self, digest: Digest, document: Document) -> BoxFuture<'_, Result<(), Error>> {
         async move {
             let image = self.image.with_digest(digest);
             let Document { media_type, bytes } = document;
-            Ok(self.client.put_manifest(&image, &media_type, bytes).await?)
+            self.client.put_manifest(&image, &media_type, bytes).await?;
+            Ok(())
         }
         .boxed()
     }
@@ -115,7 +128,10 @@ impl ImageSink for RemoteSink {
     fn put_root(&self, _: Digest, document: Document) -> BoxFuture<'_, Result<(), Error>> {
         async move {
             let Document { media_type, bytes } = document;
-            Ok(self.client.put_manifest(&self.image, &media_type, bytes).await?)
+            self.client
+                .put_manifest(&self.image, &media_type, bytes)
+                .await?;
+            Ok(())
         }
         .boxed()
     }

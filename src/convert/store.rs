@@ -19,7 +19,7 @@ pub struct Document {
     /// What it is.
     pub media_type: MediaType,
     /// Its bytes.
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
 }
 
 /// One image to read, with all that belongs to it.
@@ -52,14 +52,10 @@ pub trait ImageSink: Send + Sync {
     ) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Adds a small blob.
-    fn put_bytes(&self, digest: Digest, bytes: Vec<u8>) -> BoxFuture<'_, Result<(), Error>>;
+    fn put_bytes(&self, digest: Digest, bytes: Bytes) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Adds a manifest or index that another one names.
-    fn put_manifest(
-        &self,
-        digest: Digest,
-        document: Document,
-    ) -> BoxFuture<'_, Result<(), Error>>;
+    fn put_manifest(&self, digest: Digest, document: Document) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Adds the image's own manifest or index and gives it its name.
     fn put_root(&self, digest: Digest, document: Document) -> BoxFuture<'_, Result<(), Error>>;

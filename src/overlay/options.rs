@@ -49,7 +49,10 @@ impl Features {
             options.push(format!("workdir={}", work.display()));
             options.push(format!("upperdir={}", upper.display()));
         }
-        let lower: Vec<String> = lower.iter().map(|path| path.display().to_string()).collect();
+        let lower: Vec<String> = lower
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect();
         options.push(format!("lowerdir={}", lower.join(":")));
         if self.index {
             options.push("index=off".to_owned());
@@ -97,7 +100,12 @@ mod tests {
         assert_eq!(mount.kind, "overlay");
         assert_eq!(
             mount.options,
-            ["workdir=/r/4/work", "upperdir=/r/4/fs", "lowerdir=/r/3/fs:/r/2/fs", "index=off"]
+            [
+                "workdir=/r/4/work",
+                "upperdir=/r/4/fs",
+                "lowerdir=/r/3/fs:/r/2/fs",
+                "index=off"
+            ]
         );
     }
 
@@ -111,6 +119,9 @@ mod tests {
     #[test]
     fn a_bind_says_how_it_may_be_used() {
         assert_eq!(bind(Path::new("/a"), Access::Read).options, ["ro", "rbind"]);
-        assert_eq!(bind(Path::new("/a"), Access::Write).options, ["rw", "rbind"]);
+        assert_eq!(
+            bind(Path::new("/a"), Access::Write).options,
+            ["rw", "rbind"]
+        );
     }
 }

@@ -33,7 +33,10 @@ pub(super) fn info(record: &Record) -> api::Info {
     };
     api::Info {
         name: record.key.as_str().to_owned(),
-        parent: record.parent.as_ref().map_or_else(String::new, |key| key.as_str().to_owned()),
+        parent: record
+            .parent
+            .as_ref()
+            .map_or_else(String::new, |key| key.as_str().to_owned()),
         kind: kind.into(),
         created_at: Some(timestamp(record.created)),
         updated_at: Some(timestamp(record.updated)),

@@ -48,7 +48,9 @@ impl Snapshots for Service {
             Prepared::Mounts(mounts) => Ok(Response::new(api::PrepareSnapshotResponse {
                 mounts: convert::mounts(mounts),
             })),
-            Prepared::Lazy => Err(Status::already_exists("the target snapshot is served lazily")),
+            Prepared::Lazy => Err(Status::already_exists(
+                "the target snapshot is served lazily",
+            )),
         }
     }
 

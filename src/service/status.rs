@@ -13,7 +13,10 @@ const MAX_TEXT: usize = 2048;
 
 /// The status that an error is told as.
 #[must_use]
-#[expect(clippy::needless_pass_by_value, reason = "used as a function in map_err")]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "used as a function in map_err"
+)]
 pub fn status(error: Error) -> Status {
     let mut text = error.to_string();
     if let Some((cut, _)) = text.char_indices().find(|(at, _)| *at >= MAX_TEXT) {

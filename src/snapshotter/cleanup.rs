@@ -20,7 +20,8 @@ pub(super) fn start(inner: &Arc<Inner>) {
     let stop = inner.stop.clone();
     let removed = Arc::clone(&inner.removed);
     tokio::spawn(async move {
-        stop.run_until_cancelled(sweep_after_removals(weak, removed)).await;
+        stop.run_until_cancelled(sweep_after_removals(weak, removed))
+            .await;
     });
 }
 
@@ -47,10 +48,16 @@ impl Inner {
         }
         let live: Vec<LayerRecord> = {
             let table = self.table.read();
-            table.iter().filter_map(|record| record.lazy.clone()).collect()
+            table
+                .iter()
+                .filter_map(|record| record.lazy.clone())
+                .collect()
         };
         let root = self.root.path();
-        self.layers.sweep(&live).await.map_err(Error::io("sweep", root))
+        self.layers
+            .sweep(&live)
+            .await
+            .map_err(Error::io("sweep", root))
     }
 
     /// Deletes every folder that belongs to no snapshot; the first error is reported after all of
@@ -89,7 +96,10 @@ impl Inner {
     /// Deletes a folder, taking down what is mounted in it.
     async fn delete(self: &Arc<Self>, id: u64) -> Result<(), Error> {
         let fs = self.snapshots.folder(id).fs();
-        self.layers.unmount(&fs).await.map_err(Error::io("unmount", &fs))?;
+        self.layers
+            .unmount(&fs)
+            .await
+            .map_err(Error::io("unmount", &fs))?;
         let inner = Arc::clone(self);
         blocking(move || inner.delete_files(id)).await
     }

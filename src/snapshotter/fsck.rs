@@ -40,7 +40,9 @@ pub fn fsck(root: &Path, repair: bool) -> Result<Report, Error> {
         .then(|| copy_of(&database))
         .transpose()
         .map_err(Error::io("copy", &database))?;
-    let looked_at = copy.as_ref().map_or(database, |copy| copy.path().join("store"));
+    let looked_at = copy
+        .as_ref()
+        .map_or(database, |copy| copy.path().join("store"));
     let mut opened = Store::<Record>::open(&looked_at)?;
     let (plan, last_id) = recover::plan(&snapshots, &mut opened)?;
     if repair {

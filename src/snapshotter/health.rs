@@ -11,8 +11,8 @@ use futures::StreamExt as _;
 use parking_lot::Mutex;
 
 use crate::oci::Digest;
-use crate::snapshotter::model::{Key, Record};
 use crate::snapshotter::flights::Flights;
+use crate::snapshotter::model::{Key, Record};
 use crate::snapshotter::{Error, Inner};
 
 /// Layers mounted side by side at start.

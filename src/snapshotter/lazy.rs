@@ -55,7 +55,9 @@ impl Inner {
         let layer = match LayerLabels::parse(&given) {
             Ok(layer) => layer,
             Err(error) => {
-                let text = labels.get(label::LAYER_DIGEST).map_or("unknown", String::as_str);
+                let text = labels
+                    .get(label::LAYER_DIGEST)
+                    .map_or("unknown", String::as_str);
                 log_refusal(text, target, &Refusal::NotLazy(error.into()));
                 return Ok(false);
             }
@@ -66,7 +68,12 @@ impl Inner {
         let landed = self.lazy.join(&flight, || {
             let inner = Arc::clone(self);
             let (parent, labels) = (parent.cloned(), labels.clone());
-            async move { inner.make_lazy(layer, parent, labels).await.map_err(Arc::new) }
+            async move {
+                inner
+                    .make_lazy(layer, parent, labels)
+                    .await
+                    .map_err(Arc::new)
+            }
         });
         match landed.await {
             Some(Ok(())) => Ok(true),

@@ -66,7 +66,10 @@ impl Drop for Held {
         self.guards.clear();
         for key in &self.keys {
             // Who waits for a lock, or is about to, holds a reference to it.
-            if all.get(key).is_some_and(|lock| Arc::strong_count(lock) == 1) {
+            if all
+                .get(key)
+                .is_some_and(|lock| Arc::strong_count(lock) == 1)
+            {
                 all.remove(key);
             }
         }

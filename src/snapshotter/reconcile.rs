@@ -80,7 +80,11 @@ pub(super) fn reconcile(folders: BTreeMap<u64, Seen>, database: Vec<(u64, Record
         }
     }
     for (id, record) in database {
-        plan.note(id, Severity::Loss, format!("{} has no folder any more: dropped", record.key));
+        plan.note(
+            id,
+            Severity::Loss,
+            format!("{} has no folder any more: dropped", record.key),
+        );
     }
     plan.drop_doubles();
     plan.report_broken_chains();
@@ -104,7 +108,11 @@ impl Plan {
                 Some(known)
             }
             (Found::Nothing, None) => {
-                self.note(id, Severity::Note, "left by an interrupted call: deleted".to_owned());
+                self.note(
+                    id,
+                    Severity::Note,
+                    "left by an interrupted call: deleted".to_owned(),
+                );
                 self.rubbish.push(id);
                 None
             }
@@ -127,7 +135,10 @@ impl Plan {
         match known {
             Some(known) if known == own => own,
             Some(known) if known.revision > own.revision => {
-                let what = format!("the record of {} is behind the database: renewed", known.key);
+                let what = format!(
+                    "the record of {} is behind the database: renewed",
+                    known.key
+                );
                 self.note(id, Severity::Note, what);
                 self.rewrite.push(id);
                 known
@@ -165,7 +176,12 @@ impl Plan {
             *best = this.max(*best);
         }
         let is_newest = |record: &Record| newest.get(&record.key).is_some_and(|n| n.1 == record.id);
-        let old: Vec<u64> = self.keep.values().filter(|r| !is_newest(r)).map(|r| r.id).collect();
+        let old: Vec<u64> = self
+            .keep
+            .values()
+            .filter(|r| !is_newest(r))
+            .map(|r| r.id)
+            .collect();
         for id in old {
             if let Some(record) = self.keep.remove(&id) {
                 let what = format!("an older {} was left by a failed call: deleted", record.key);
@@ -183,7 +199,10 @@ impl Plan {
         };
         let broken: Vec<_> = self.keep.values().filter(is_broken).cloned().collect();
         for record in broken {
-            let what = format!("the parent of {} is lost: it can only be removed", record.key);
+            let what = format!(
+                "the parent of {} is lost: it can only be removed",
+                record.key
+            );
             self.note(record.id, Severity::Loss, what);
         }
     }
@@ -231,7 +250,13 @@ mod tests {
             ("only record", valid(1, 5, "k"), None, Some(5), false),
             ("record missing", Found::Nothing, Some(5), Some(5), true),
             ("record damaged", damaged(), Some(5), Some(5), true),
-            ("record of another folder", valid(9, 7, "k"), Some(5), Some(5), true),
+            (
+                "record of another folder",
+                valid(9, 7, "k"),
+                Some(5),
+                Some(5),
+                true,
+            ),
             ("nothing", Found::Nothing, None, None, false),
             ("both damaged", damaged(), None, None, false),
             ("removed", Found::Removed, Some(5), None, false),
@@ -261,15 +286,22 @@ mod tests {
         let found = Found::Record(Box::new(child));
         let has_files = true;
         let plan = reconcile(BTreeMap::from([(2, Seen { found, has_files })]), Vec::new());
-        assert!(plan.keep.contains_key(&2), "a snapshot whose parent is lost stays");
+        assert!(
+            plan.keep.contains_key(&2),
+            "a snapshot whose parent is lost stays"
+        );
         assert!(plan.findings.iter().any(|f| f.severity == Severity::Loss));
     }
 
     #[test]
     fn of_two_snapshots_of_a_key_the_newer_stays() {
         let has_files = true;
-        let folders = [(1, valid(1, 9, "k")), (2, valid(2, 3, "k")), (3, valid(3, 1, "other"))]
-            .map(|(id, found)| (id, Seen { found, has_files }));
+        let folders = [
+            (1, valid(1, 9, "k")),
+            (2, valid(2, 3, "k")),
+            (3, valid(3, 1, "other")),
+        ]
+        .map(|(id, found)| (id, Seen { found, has_files }));
         let plan = reconcile(folders.into(), Vec::new());
         assert_eq!(plan.keep.keys().copied().collect::<Vec<_>>(), [1, 3]);
         assert_eq!(plan.remove, [2]);

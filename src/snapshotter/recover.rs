@@ -24,7 +24,10 @@ pub(super) fn open(parts: Parts) -> Result<Inner, Error> {
     let mut opened = Store::<Record>::open(&parts.root.path().join("store"))?;
     let (plan, last_id) = plan(&snapshots, &mut opened)?;
     log(&plan.findings);
-    parts.faults.at(Step::RecoverPlanned).map_err(Error::io("recover", snapshots.path()))?;
+    parts
+        .faults
+        .at(Step::RecoverPlanned)
+        .map_err(Error::io("recover", snapshots.path()))?;
     repair(&snapshots, &plan)?;
     let last_revision = plan.keep.values().map(|record| record.revision).max();
     let mut table = Table::default();
@@ -34,9 +37,16 @@ pub(super) fn open(parts: Parts) -> Result<Inner, Error> {
     let lazy = plan.keep.values().filter(|record| record.lazy.is_some());
     let health = Health::new(lazy.map(|record| record.id));
     // With a database that cannot be read now, a folder without a record may be in there.
-    let kept_aside = if opened.unavailable.is_some() { plan.rubbish } else { Vec::new() };
+    let kept_aside = if opened.unavailable.is_some() {
+        plan.rubbish
+    } else {
+        Vec::new()
+    };
     let store = opened.start(plan.keep, last_id, parts.faults.clone())?;
-    parts.faults.at(Step::RecoverDone).map_err(Error::io("recover", snapshots.path()))?;
+    parts
+        .faults
+        .at(Step::RecoverDone)
+        .map_err(Error::io("recover", snapshots.path()))?;
     Ok(Inner {
         root: parts.root,
         snapshots,
@@ -80,7 +90,10 @@ pub(super) fn plan(
         }
     }
     let known = std::mem::take(&mut opened.records);
-    let ids = known.iter().map(|(id, _)| *id).chain(folders.keys().copied());
+    let ids = known
+        .iter()
+        .map(|(id, _)| *id)
+        .chain(folders.keys().copied());
     let last_id = ids.max().unwrap_or(0).max(opened.last_id);
     let mut plan = reconcile(folders, known);
     plan.findings.extend(about_database(opened));
@@ -142,7 +155,11 @@ fn about_database(opened: &Opened<Record>) -> Vec<Finding> {
 
 fn log(findings: &[Finding]) {
     for severity in [Severity::Loss, Severity::Damage, Severity::Note] {
-        let of_kind = || findings.iter().filter(|finding| finding.severity == severity);
+        let of_kind = || {
+            findings
+                .iter()
+                .filter(|finding| finding.severity == severity)
+        };
         for Finding { id, what, .. } in of_kind().take(LOGGED) {
             match severity {
                 Severity::Loss => tracing::error!(id, "{what}"),

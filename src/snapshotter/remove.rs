@@ -29,6 +29,7 @@ impl Inner {
     fn mark(&self, id: u64) -> Result<(), Error> {
         let folder = self.snapshots.folder(id);
         folder.mark_removed()?;
-        self.fault(Step::RemoveMarked).inspect_err(|_| folder.unmark())
+        self.fault(Step::RemoveMarked)
+            .inspect_err(|_| folder.unmark())
     }
 }

@@ -129,7 +129,9 @@ impl Count {
         let is_dir = FileType::from_raw_mode(stat.st_mode).is_dir();
         if is_dir || stat.st_nlink == 1 || self.seen.insert(stat.st_ino) {
             // The unit of st_blocks is 512 bytes whatever the file system's block size is.
-            let bytes = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
+            let bytes = u64::try_from(stat.st_blocks)
+                .unwrap_or(0)
+                .saturating_mul(512);
             self.usage.bytes = self.usage.bytes.saturating_add(bytes);
             self.usage.inodes += 1;
         }
@@ -165,10 +167,7 @@ fn empty(root: &OwnedFd, name: &CStr, moved: &mut u64) -> io::Result<()> {
     }
 }
 
-fn names(
-    dir: &OwnedFd,
-    wanted: impl Fn(FileType, &CStr) -> bool,
-) -> io::Result<Vec<CString>> {
+fn names(dir: &OwnedFd, wanted: impl Fn(FileType, &CStr) -> bool) -> io::Result<Vec<CString>> {
     let mut names = Vec::new();
     for entry in Dir::read_from(dir)? {
         let entry = entry?;

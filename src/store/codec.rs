@@ -72,7 +72,11 @@ pub fn unseal<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Broken> {
     if version != [VERSION] {
         return Err(Broken::Newer(version.first().copied().unwrap_or(0)));
     }
-    if u32::try_from(body.len()).map(u32::to_le_bytes).as_ref().map(<[u8; 4]>::as_slice) != Ok(len)
+    if u32::try_from(body.len())
+        .map(u32::to_le_bytes)
+        .as_ref()
+        .map(<[u8; 4]>::as_slice)
+        != Ok(len)
     {
         return Err(Broken::Shape);
     }
@@ -97,7 +101,10 @@ mod tests {
             for bit in 0..8 {
                 let mut damaged = bytes.clone();
                 damaged[at] ^= 1 << bit;
-                assert!(unseal::<Vec<String>>(&damaged).is_err(), "bit {bit} of {at}");
+                assert!(
+                    unseal::<Vec<String>>(&damaged).is_err(),
+                    "bit {bit} of {at}"
+                );
             }
         }
     }

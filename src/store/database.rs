@@ -91,7 +91,9 @@ impl Database {
             for entry in self.0.iter() {
                 let (key, value) = entry?;
                 if let Ok(id) = <[u8; 8]>::try_from(&*key) {
-                    content.entries.push((u64::from_be_bytes(id), value.to_vec()));
+                    content
+                        .entries
+                        .push((u64::from_be_bytes(id), value.to_vec()));
                 } else if &*key == LAST_ID
                     && let Ok(id) = <[u8; 8]>::try_from(&*value)
                 {

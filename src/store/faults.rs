@@ -131,7 +131,9 @@ impl Faults {
         let count = count.parse().ok().filter(|count| *count > 0);
         match (step, count) {
             (Some(step), Some(count)) => Ok(Self::new(step, count, Effect::Kill)),
-            _ => Err(format!("{VARIABLE}={text} names no step (name or name:count)")),
+            _ => Err(format!(
+                "{VARIABLE}={text} names no step (name or name:count)"
+            )),
         }
     }
 
@@ -165,7 +167,9 @@ impl Fault {
     fn pass(&self) -> io::Result<()> {
         let before = self
             .left
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                left.checked_sub(1)
+            });
         if before != Ok(1) {
             return Ok(());
         }
@@ -181,7 +185,10 @@ impl Fault {
                 }
             }
             #[cfg(test)]
-            Effect::Fail => Err(io::Error::other(format!("asked to fail at {}", self.step.name()))),
+            Effect::Fail => Err(io::Error::other(format!(
+                "asked to fail at {}",
+                self.step.name()
+            ))),
         }
     }
 }

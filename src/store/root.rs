@@ -130,7 +130,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = Root::claim(dir.path()).unwrap();
         let refused = Root::claim(dir.path()).unwrap_err().to_string();
-        assert!(refused.contains(&std::process::id().to_string()), "{refused}");
+        assert!(
+            refused.contains(&std::process::id().to_string()),
+            "{refused}"
+        );
         drop(first);
         Root::claim(dir.path()).unwrap();
     }

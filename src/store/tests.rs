@@ -82,7 +82,9 @@ async fn a_forgotten_record_stays_forgotten_although_the_write_failed() {
 #[test]
 fn the_database_is_made_to_hold_the_truth() {
     let dir = tempfile::tempdir().unwrap();
-    let truth: Records = (1..=1000).map(|id| (id, Arc::new(id.to_string()))).collect();
+    let truth: Records = (1..=1000)
+        .map(|id| (id, Arc::new(id.to_string())))
+        .collect();
     let opened = read(dir.path());
     opened.start(truth, 1000, Faults::none()).unwrap().close();
     assert_eq!(read(dir.path()).records.len(), 1000);

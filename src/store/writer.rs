@@ -110,7 +110,9 @@ impl<R: Serialize + DeserializeOwned + Send + Sync + 'static> Store<R> {
     pub async fn apply(&self, change: Change<R>) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
         match &*self.jobs.lock() {
-            Some(jobs) => jobs.send(Job { change, reply }).map_err(|_| Error::Closed)?,
+            Some(jobs) => jobs
+                .send(Job { change, reply })
+                .map_err(|_| Error::Closed)?,
             None => return Err(Error::Closed),
         }
         answer.await.unwrap_or(Err(Error::Closed))
@@ -265,11 +267,18 @@ impl<R: Serialize + DeserializeOwned> Writer<R> {
         };
         let content = database.content()?;
         self.last_id = self.last_id.max(content.last_id);
-        let mut missing: BTreeMap<u64, &Arc<R>> =
-            self.truth.iter().map(|(id, record)| (*id, record)).collect();
+        let mut missing: BTreeMap<u64, &Arc<R>> = self
+            .truth
+            .iter()
+            .map(|(id, record)| (*id, record))
+            .collect();
         let mut batch = Vec::new();
         for (id, bytes) in content.entries {
-            match missing.get(&id).map(|record| seal(&***record)).transpose()? {
+            match missing
+                .get(&id)
+                .map(|record| seal(&***record))
+                .transpose()?
+            {
                 Some(right) if right == bytes => {
                     missing.remove(&id);
                 }

@@ -111,7 +111,10 @@ impl<'a> Header<'a> {
         }
         let blank = |b: &u8| *b == b' ' || *b == 0;
         let start = field.iter().position(|b| !blank(b)).unwrap_or(len);
-        let end = field.iter().rposition(|b| !blank(b)).map_or(start, |i| i + 1);
+        let end = field
+            .iter()
+            .rposition(|b| !blank(b))
+            .map_or(start, |i| i + 1);
         let digits = field.get(start..end)?;
         let digits = digits.split(|&b| b == 0).next()?;
         digits.iter().try_fold(0_i64, |sum, digit| match digit {
@@ -129,7 +132,9 @@ fn base256(field: &[u8]) -> Option<i64> {
         0 => i128::from(first & 0x7f),
         _ => i128::from(first & 0x7f) - 0x80,
     };
-    let value = rest.iter().fold(head, |sum, &byte| (sum << 8) | i128::from(byte));
+    let value = rest
+        .iter()
+        .fold(head, |sum, &byte| (sum << 8) | i128::from(byte));
     i64::try_from(value).ok()
 }
 
@@ -157,7 +162,10 @@ mod tests {
             (b"777777777777", Some(0o777_777_777_777)),
             (b"18\0\0\0\0\0\0\0\0\0\0", None),
             (b"\x80\0\0\0\0\0\0\x01\0\0\0\0", Some(1 << 32)),
-            (b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfe", Some(-2)),
+            (
+                b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfe",
+                Some(-2),
+            ),
             (b"\x80\0\0\0\x80\0\0\0\0\0\0\0", None),
         ] {
             let block = block(|b| b[124..136].copy_from_slice(field));

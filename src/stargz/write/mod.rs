@@ -97,7 +97,9 @@ pub fn write(
     let mut sink = Sink::new(output, lines);
     let selection = match options.prefetch.is_empty() {
         true => None,
-        false => options.prefetch.select(&mut || Ok(Box::new(tar_of(input, &|_| {})?)))?,
+        false => options
+            .prefetch
+            .select(&mut || Ok(Box::new(tar_of(input, &|_| {})?)))?,
     };
     let (replaced, input_diff_id) = pool::run(
         options.threads,
@@ -121,20 +123,27 @@ pub fn write(
     )?;
     let toc = sink.toc(replaced)?;
     let offset = sink.begin_toc()?;
-    pool::run(options.threads, options.level, &mut |pool| toc.push(pool), &mut |done| {
-        sink.consume(done)
-    })?;
+    pool::run(
+        options.threads,
+        options.level,
+        &mut |pool| toc.push(pool),
+        &mut |done| sink.consume(done),
+    )?;
     let written = sink.finish(offset, &toc)?;
-    Ok(Written { input_diff_id, ..written })
+    Ok(Written {
+        input_diff_id,
+        ..written
+    })
 }
 
 /// The tar in `input`, from its start.
-fn tar_of<'a>(
-    mut input: &'a File,
-    progress: &'a dyn Fn(u64),
-) -> Result<Box<dyn Read + 'a>, Error> {
+fn tar_of<'a>(mut input: &'a File, progress: &'a dyn Fn(u64)) -> Result<Box<dyn Read + 'a>, Error> {
     input.rewind().map_err(Error::Input)?;
-    let counted = Counting { input, read: 0, progress };
+    let counted = Counting {
+        input,
+        read: 0,
+        progress,
+    };
     let mut input = BufReader::with_capacity(1 << 16, counted);
     let start = input.fill_buf().map_err(Error::Input)?;
     // RFC 1952: the magic number and the one method there is.
@@ -168,7 +177,10 @@ struct Hashing<R> {
 
 impl<R> Hashing<R> {
     fn new(input: R) -> Self {
-        Self { input, hash: Hasher::new() }
+        Self {
+            input,
+            hash: Hasher::new(),
+        }
     }
 }
 

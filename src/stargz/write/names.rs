@@ -15,6 +15,8 @@ use super::scan::{Entry, Kind};
 const MAX_COMPONENT: usize = 255;
 /// The longest name and link target, in bytes: Linux's `PATH_MAX`, less the NUL.
 const MAX_PATH: usize = 4095;
+/// The largest value of an extended attribute, in bytes: Linux's `XATTR_SIZE_MAX`.
+const MAX_XATTR: usize = 64 << 10;
 
 /// The names of one layer.
 #[derive(Default)]
@@ -51,7 +53,10 @@ impl Names {
                 _ => None,
             };
             if let Some(what) = what {
-                return Err(Unsuitable::Replaces { name: shown(&entry.name), what });
+                return Err(Unsuitable::Replaces {
+                    name: shown(&entry.name),
+                    what,
+                });
             }
             if !old.dir {
                 self.replaced.push(old.entry);
@@ -61,7 +66,10 @@ impl Names {
         if entry.kind == Kind::HardLink {
             self.add_link(name, entry)?;
         }
-        let seen = Seen { entry: self.entries, dir };
+        let seen = Seen {
+            entry: self.entries,
+            dir,
+        };
         self.seen.insert(name, seen);
         self.entries = self.entries.saturating_add(1);
         Ok(())
@@ -114,10 +122,16 @@ impl Names {
         let mut blocked = false;
         let seen = &mut self.seen;
         let name = hash_of(&entry.name, |parent| {
-            let folder = Seen { entry: 0, dir: true };
+            let folder = Seen {
+                entry: 0,
+                dir: true,
+            };
             blocked |= !seen.entry(parent).or_insert(folder).dir;
         });
-        let refuse = |why| Unsuitable::Name { name: shown(&entry.name), why };
+        let refuse = |why| Unsuitable::Name {
+            name: shown(&entry.name),
+            why,
+        };
         let name = name.map_err(refuse)?;
         match blocked {
             true => Err(refuse("lies below something that is not a folder")),
@@ -131,7 +145,8 @@ impl Names {
 
 /// The parts of a name that are left when `/` and `.` mean nothing.
 pub(super) fn components(name: &[u8]) -> impl Iterator<Item = &[u8]> {
-    name.split(|&b| b == b'/').filter(|part| !matches!(*part, b"" | b"."))
+    name.split(|&b| b == b'/')
+        .filter(|part| !matches!(*part, b"" | b"."))
 }
 
 /// The hash of a name, after those of its parents, of which the root is not one.
@@ -162,21 +177,31 @@ fn root() -> u64 {
     DefaultHasher::new().finish()
 }
 
-/// A TOC is JSON, which holds text only.
+/// A TOC is JSON, which holds text only; what the kernel would not take, no reader would.
 fn check_text(entry: &Entry) -> Result<(), Unsuitable> {
     let strings = [("name", &entry.name), ("link target", &entry.link)];
     let xattrs = entry.xattrs.iter().map(|(name, _)| ("xattr name", name));
     for (what, bytes) in strings.into_iter().chain(xattrs) {
         if std::str::from_utf8(bytes).is_err() {
-            return Err(Unsuitable::NotUtf8 { what, text: shown(bytes) });
+            return Err(Unsuitable::NotUtf8 {
+                what,
+                text: shown(bytes),
+            });
         }
     }
+    let bad_xattr = |(name, value): &(Vec<u8>, Vec<u8>)| {
+        name.is_empty() || name.len() > MAX_COMPONENT || value.len() > MAX_XATTR
+    };
     match entry.kind {
+        _ if entry.xattrs.iter().any(bad_xattr) => Err("has an over-long extended attribute"),
         Kind::Symlink if entry.link.is_empty() => Err("is a symlink to nothing"),
         Kind::Symlink if entry.link.len() > MAX_PATH => Err("is a symlink of over 4095 bytes"),
         _ => Ok(()),
     }
-    .map_err(|why| Unsuitable::Name { name: shown(&entry.name), why })
+    .map_err(|why| Unsuitable::Name {
+        name: shown(&entry.name),
+        why,
+    })
 }
 
 fn bad_link(entry: &Entry, why: &'static str) -> Unsuitable {
@@ -266,7 +291,13 @@ mod tests {
         let long = format!("f {}", "x".repeat(256));
         assert!(run(&[&long]).unwrap_err().contains("255"));
         assert!(run(&[&long[..257]]).is_ok());
-        let bad = Entry { name: vec![0xff], ..entry(Kind::File, "", "") };
-        assert!(matches!(Names::default().add(&bad), Err(Unsuitable::NotUtf8 { .. })));
+        let bad = Entry {
+            name: vec![0xff],
+            ..entry(Kind::File, "", "")
+        };
+        assert!(matches!(
+            Names::default().add(&bad),
+            Err(Unsuitable::NotUtf8 { .. })
+        ));
     }
 }

@@ -62,7 +62,11 @@ pub(super) fn header(name: &str, size: u64) -> [u8; BLOCK] {
     put(329, b"0000000\0");
     put(337, b"0000000\0");
     let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
-    for (to, from) in block.iter_mut().skip(148).zip(format!("{sum:06o}\0 ").bytes()) {
+    for (to, from) in block
+        .iter_mut()
+        .skip(148)
+        .zip(format!("{sum:06o}\0 ").bytes())
+    {
         *to = from;
     }
     block

@@ -142,12 +142,22 @@ mod tests {
         let pax = Pax::parse(&data, 0).unwrap();
         assert_eq!(pax.path.as_deref(), Some("ä/b".as_bytes()));
         assert_eq!(pax.link.as_deref(), Some(&b"x"[..]));
-        assert_eq!((pax.size, pax.uid), (Some(12_345_678_901), Some(u64::from(u32::MAX) - 1)));
+        assert_eq!(
+            (pax.size, pax.uid),
+            (Some(12_345_678_901), Some(u64::from(u32::MAX) - 1))
+        );
         assert_eq!(pax.gid, None);
         let capability = (b"security.capability".to_vec(), b"\0\n=\xff".to_vec());
-        assert_eq!(pax.xattrs, [capability, (b"user.a".to_vec(), b"2".to_vec())]);
+        assert_eq!(
+            pax.xattrs,
+            [capability, (b"user.a".to_vec(), b"2".to_vec())]
+        );
         assert!(!pax.sparse);
-        assert!(Pax::parse(&record("GNU.sparse.major", b"1"), 0).unwrap().sparse);
+        assert!(
+            Pax::parse(&record("GNU.sparse.major", b"1"), 0)
+                .unwrap()
+                .sparse
+        );
     }
 
     #[test]
@@ -182,7 +192,11 @@ mod tests {
             b"11 path=a\0\n",
             b"9 size=x\n",
         ] {
-            assert!(Pax::parse(bad, 0).is_err(), "{:?}", bad.escape_ascii().to_string());
+            assert!(
+                Pax::parse(bad, 0).is_err(),
+                "{:?}",
+                bad.escape_ascii().to_string()
+            );
         }
         assert!(Pax::parse(b"6 a=b\n", 0).is_ok());
     }

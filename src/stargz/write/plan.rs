@@ -34,7 +34,12 @@ pub(super) struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     pub(super) fn new(pool: &'a Pool) -> Self {
-        Self { pool, member: Member::default(), shared: false, names: Names::default() }
+        Self {
+            pool,
+            member: Member::default(),
+            shared: false,
+            names: Names::default(),
+        }
     }
 
     /// Adds the entries of one tar: all, or those that are (`first`) or are not in a selection.
@@ -70,7 +75,9 @@ impl<'a> Planner<'a> {
         let header = own::header(name, 1);
         self.member.raw.extend_from_slice(&header);
         let mut tar = Scanner::new(&header[..]);
-        let entry = tar.next(&mut Vec::new())?.ok_or(Unsuitable::Reserved(name))?;
+        let entry = tar
+            .next(&mut Vec::new())?
+            .ok_or(Unsuitable::Reserved(name))?;
         let mut data = |_, raw: &mut Vec<u8>| {
             raw.push(own::LANDMARK_DATA);
             Ok(())
@@ -111,7 +118,12 @@ impl<'a> Planner<'a> {
             let inner = self.member.raw.len();
             read(len, &mut self.member.raw)?;
             let len = self.member.raw.len() - inner;
-            self.end_line(Some(Data { inner, len, at, of: entry.size }));
+            self.end_line(Some(Data {
+                inner,
+                len,
+                at,
+                of: entry.size,
+            }));
             at += len as u64;
         }
         Ok(())
@@ -137,7 +149,9 @@ impl<'a> Planner<'a> {
         self.shared = false;
         match self.member.raw.is_empty() {
             true => Ok(()),
-            false => self.pool.push(Job::Member(std::mem::take(&mut self.member))),
+            false => self
+                .pool
+                .push(Job::Member(std::mem::take(&mut self.member))),
         }
     }
 

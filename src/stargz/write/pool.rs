@@ -60,7 +60,11 @@ pub(super) enum Done {
         /// One for each line that has data.
         digests: Vec<Digest>,
     },
-    Block { raw: Vec<u8>, packed: Vec<u8>, crc: Crc },
+    Block {
+        raw: Vec<u8>,
+        packed: Vec<u8>,
+        crc: Crc,
+    },
 }
 
 type Answer = io::Result<Done>;
@@ -130,7 +134,11 @@ fn perform(job: Job, packer: &mut Packer) -> Answer {
             let data = member.lines.iter().filter_map(|line| line.data);
             let bytes = data.map(|d| member.raw.get(d.inner..d.inner + d.len));
             let digests = bytes.map(|b| Digest::of(b.unwrap_or_default())).collect();
-            Ok(Done::Member { member, packed, digests })
+            Ok(Done::Member {
+                member,
+                packed,
+                digests,
+            })
         }
         Job::Block { raw, last } => {
             let (packed, crc) = packer.block(&raw, last)?;

@@ -27,10 +27,12 @@ impl Prefetch {
     /// A list from its text: one path a line, empty lines mean nothing.
     #[must_use]
     pub fn parse(text: &[u8]) -> Self {
-        let lines = text.split(|&b| b == b'\n').map(|line| match line.strip_suffix(b"\r") {
-            Some(line) => clean(line),
-            None => clean(line),
-        });
+        let lines = text
+            .split(|&b| b == b'\n')
+            .map(|line| match line.strip_suffix(b"\r") {
+                Some(line) => clean(line),
+                None => clean(line),
+            });
         Self {
             paths: lines.filter(|path| !path.is_empty()).collect(),
         }
@@ -72,7 +74,10 @@ impl Prefetch {
             wanted = more;
         }
         let folders = found.iter().flat_map(|path| parents(path)).collect();
-        Ok((!found.is_empty()).then_some(Selection { paths: found, folders }))
+        Ok((!found.is_empty()).then_some(Selection {
+            paths: found,
+            folders,
+        }))
     }
 }
 
@@ -90,5 +95,8 @@ fn clean(name: &[u8]) -> Vec<u8> {
 
 fn parents(path: &[u8]) -> Vec<Vec<u8>> {
     let slashes = path.iter().enumerate().filter(|(_, b)| **b == b'/');
-    slashes.filter_map(|(i, _)| path.get(..i)).map(<[u8]>::to_vec).collect()
+    slashes
+        .filter_map(|(i, _)| path.get(..i))
+        .map(<[u8]>::to_vec)
+        .collect()
 }

@@ -127,7 +127,10 @@ impl<R: Read> Scanner<R> {
         let len = padding(size);
         let start = out.len();
         let input = &mut self.input;
-        let read = input.take(len as u64).read_to_end(out).map_err(Error::Input)?;
+        let read = input
+            .take(len as u64)
+            .read_to_end(out)
+            .map_err(Error::Input)?;
         self.at = self.at.saturating_add(read as u64);
         out.resize(start + len, 0);
         Ok(())
@@ -172,7 +175,11 @@ impl<R: Read> Scanner<R> {
 
 impl Extensions {
     fn entry(self, header: &Header<'_>, at: u64) -> Result<Entry, Unsuitable> {
-        let Self { pax, long_name, long_link } = self;
+        let Self {
+            pax,
+            long_name,
+            long_link,
+        } = self;
         let name = long_name.or(pax.path).unwrap_or_else(|| header.name());
         let shown = || String::from_utf8_lossy(&name).into_owned();
         if pax.sparse || header.flag() == b'S' {
@@ -182,17 +189,25 @@ impl Extensions {
             name: shown(),
             flag: char::from(header.flag()),
         })?;
-        let out_of_range = |field| Unsuitable::OutOfRange { name: shown(), field };
+        let out_of_range = |field| Unsuitable::OutOfRange {
+            name: shown(),
+            field,
+        };
         let id = |extended: Option<u64>, plain: Option<i64>, field| {
             let wide = extended.or_else(|| u64::try_from(plain?).ok());
             // 2^32 - 1 is `(uid_t) -1`, which no file can belong to.
-            let id = wide.and_then(|id| u32::try_from(id).ok()).filter(|id| *id != u32::MAX);
+            let id = wide
+                .and_then(|id| u32::try_from(id).ok())
+                .filter(|id| *id != u32::MAX);
             id.ok_or_else(|| out_of_range(field))
         };
         let size = match kind {
             Kind::File => {
                 let plain = || header.size().and_then(|size| u64::try_from(size).ok());
-                let size = pax.size.or_else(plain).filter(|size| i64::try_from(*size).is_ok());
+                let size = pax
+                    .size
+                    .or_else(plain)
+                    .filter(|size| i64::try_from(*size).is_ok());
                 size.ok_or_else(|| malformed(at, "a size is not a number"))?
             }
             _ => 0,
@@ -205,7 +220,10 @@ impl Extensions {
             mode: u32::try_from(mode & 0o7777).unwrap_or_default(),
             uid: id(pax.uid, header.uid(), "uid")?,
             gid: id(pax.gid, header.gid(), "gid")?,
-            mtime: pax.mtime.or_else(plain_time).ok_or_else(|| out_of_range("mtime"))?,
+            mtime: pax
+                .mtime
+                .or_else(plain_time)
+                .ok_or_else(|| out_of_range("mtime"))?,
             device: match kind {
                 Kind::Char | Kind::Block => {
                     device(header).ok_or_else(|| out_of_range("device number"))?

@@ -68,7 +68,11 @@ impl Sink {
     /// Takes what the workers made, in order.
     pub(super) fn consume(&mut self, done: Done) -> Result<(), Error> {
         match done {
-            Done::Member { member, packed, digests } => {
+            Done::Member {
+                member,
+                packed,
+                digests,
+            } => {
                 let offset = self.size;
                 self.tar(&member.raw);
                 self.write(&packed).map_err(Error::Output)?;
@@ -86,7 +90,12 @@ impl Sink {
     pub(super) fn toc(&mut self, replaced: Vec<u32>) -> Result<Toc, Error> {
         self.lines.flush().map_err(Error::Output)?;
         let lines = self.lines.get_ref().try_clone().map_err(Error::Output)?;
-        let mut toc = Toc { lines, replaced, size: 0, digest: Digest::of(b"") };
+        let mut toc = Toc {
+            lines,
+            replaced,
+            size: 0,
+            digest: Digest::of(b""),
+        };
         let (mut size, mut hash) = (0_u64, Hasher::new());
         toc.each_part(&mut |part| {
             size = size.saturating_add(part.len() as u64);
@@ -140,7 +149,11 @@ impl Sink {
         let mut begin = 0;
         let mut digests = digests.iter();
         for line in &member.lines {
-            let mut json = member.json.get(begin..line.json_end).unwrap_or_default().to_vec();
+            let mut json = member
+                .json
+                .get(begin..line.json_end)
+                .unwrap_or_default()
+                .to_vec();
             begin = line.json_end;
             let Some(data) = line.data else {
                 json.extend_from_slice(b"}\n");
@@ -148,7 +161,13 @@ impl Sink {
                 continue;
             };
             let digest = digests.next().ok_or(io::ErrorKind::InvalidData)?;
-            let at = Place { member: offset, inner: data.inner, at: data.at, len: data.len, of: data.of };
+            let at = Place {
+                member: offset,
+                inner: data.inner,
+                at: data.at,
+                len: data.len,
+                of: data.of,
+            };
             place(&at, *digest, &mut json);
             self.chunk(json, data, *digest, &member.raw)?;
         }
@@ -156,13 +175,21 @@ impl Sink {
     }
 
     /// Takes one chunk's object; the last one completes the entry's line.
-    fn chunk(&mut self, mut json: Vec<u8>, data: Data, digest: Digest, raw: &[u8]) -> io::Result<()> {
+    fn chunk(
+        &mut self,
+        mut json: Vec<u8>,
+        data: Data,
+        digest: Digest,
+        raw: &[u8],
+    ) -> io::Result<()> {
         if data.len as u64 == data.of {
             digest_field("digest", digest, &mut json);
             json.extend_from_slice(b"}\n");
             return self.line(&json);
         }
-        let bytes = raw.get(data.inner..data.inner + data.len).unwrap_or_default();
+        let bytes = raw
+            .get(data.inner..data.inner + data.len)
+            .unwrap_or_default();
         let open = match (self.open.as_mut(), data.at) {
             (Some(open), 1..) => {
                 open.rest.extend_from_slice(b",");
@@ -170,14 +197,22 @@ impl Sink {
                 open.rest.push(b'}');
                 open
             }
-            _ => self.open.insert(OpenFile { first: json, rest: Vec::new(), hash: Hasher::new() }),
+            _ => self.open.insert(OpenFile {
+                first: json,
+                rest: Vec::new(),
+                hash: Hasher::new(),
+            }),
         };
         open.hash.update(bytes);
         if data.at + (data.len as u64) < data.of {
             return Ok(());
         }
         match self.open.take() {
-            Some(OpenFile { mut first, rest, hash }) => {
+            Some(OpenFile {
+                mut first,
+                rest,
+                hash,
+            }) => {
                 digest_field("digest", hash.finish(), &mut first);
                 first.push(b'}');
                 first.extend_from_slice(&rest);
@@ -217,7 +252,10 @@ impl Toc {
         })?;
         // Padding, and the two blocks of zeros that end a tar.
         block.resize(block.len() + padding(self.size) + 2 * BLOCK, 0);
-        pool.push(Job::Block { raw: block, last: true })
+        pool.push(Job::Block {
+            raw: block,
+            last: true,
+        })
     }
 
     fn each_part(&self, part: &mut dyn FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error> {

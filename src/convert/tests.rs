@@ -1,0 +1,1 @@
+//! Conversions from layout to layout.
