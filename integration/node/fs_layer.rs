@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use crfs::blob::{InMemory, ReadAt};
@@ -11,6 +11,9 @@ use crfs::oci::Digest;
 use crfs::overlay::{Mounter as _, System};
 use crfs::stargz::{Limits, Toc};
 use tokio::runtime::Runtime;
+
+/// One for all mounts, as in the daemon.
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
 
 /// Where chunks of the made-up blob end.
 const DATA_END: u64 = 1 << 40;
@@ -69,7 +72,6 @@ pub struct Mounted {
     /// Its serving end.
     pub served: Option<Served>,
     folder: tempfile::TempDir,
-    runtime: Runtime,
 }
 
 /// What is served how.
@@ -112,8 +114,7 @@ impl Mount {
         let memory = InMemory::new(self.content.chunks);
         let content = self.instead.unwrap_or_else(|| Arc::new(memory));
         let fs = Arc::new(LayerFs::new(index, content));
-        let runtime = Runtime::new().unwrap();
-        let mut options = ServeOptions::new(runtime.handle().clone());
+        let mut options = ServeOptions::new(RUNTIME.handle().clone());
         (self.options)(&mut options);
         let path = folder.path().join("mnt");
         std::fs::create_dir(&path).unwrap();
@@ -123,7 +124,6 @@ impl Mount {
             path,
             served: Some(served),
             folder,
-            runtime,
         }
     }
 }
@@ -138,7 +138,7 @@ impl Mounted {
     pub fn unmount(mut self) -> std::io::Result<()> {
         System.unmount(&self.path, false)?;
         let served = self.served.take().unwrap();
-        self.runtime.block_on(async {
+        RUNTIME.block_on(async {
             let limit = std::time::Duration::from_secs(10);
             tokio::time::timeout(limit, served.over()).await.unwrap();
         });

@@ -8,3 +8,4 @@ mod registry_docker;
 mod fs_layer;
 mod fs_mount;
 mod fs_overlay;
+mod fs_scale;
