@@ -55,7 +55,11 @@ impl Content {
             self = self.entry(&head);
             head = format!(r#""name":"{name}","type":"chunk""#);
         }
-        if content.is_empty() { self.entry(&head) } else { self }
+        if content.is_empty() {
+            self.entry(&head)
+        } else {
+            self
+        }
     }
 
     fn toc(&self) -> Toc {
@@ -182,7 +186,10 @@ impl Overlay {
             at("work")
         );
         let path = folder.path().join("merged");
-        run("mount", &["-t", "overlay", "overlay", "-o", &options, &text(&path)]);
+        run(
+            "mount",
+            &["-t", "overlay", "overlay", "-o", &options, &text(&path)],
+        );
         Self { path, folder }
     }
 

@@ -23,7 +23,12 @@ fn everything() -> Content {
     Content::default()
         .entry(r#""name":"","type":"dir","mode":493,"uid":7,"modtime":"1969-12-31T23:59:58.5Z""#)
         .folder("d")
-        .file("d/setuid", r#","mode":2541,"uid":70000,"gid":80000"#, b"#!/bin/sh\nid -u\n", 4)
+        .file(
+            "d/setuid",
+            r#","mode":2541,"uid":70000,"gid":80000"#,
+            b"#!/bin/sh\nid -u\n",
+            4,
+        )
         .file("secret", r#","mode":384"#, b"secret", 100)
         .file("empty", "", b"", 1)
         .entry(r#""name":"d/second","type":"hardlink","linkName":"d/setuid""#)
@@ -44,19 +49,32 @@ fn a_mounted_layer_is_the_tree_of_its_toc() {
         let entries = fs::read_dir(layer.at(path)).unwrap();
         let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name()).collect();
         names.sort();
-        names.into_iter().map(|n| n.into_string().unwrap()).collect::<Vec<_>>().join(" ")
+        names
+            .into_iter()
+            .map(|n| n.into_string().unwrap())
+            .collect::<Vec<_>>()
+            .join(" ")
     };
     assert_eq!(names(""), "d empty link marked null pipe secret");
     assert_eq!(names("d"), "gone second setuid");
     let stat = |path: &str| fs::symlink_metadata(layer.at(path)).unwrap();
     let root = stat("");
-    assert_eq!((root.ino(), root.mode(), root.uid(), root.nlink()), (1, 0o40755, 7, 3));
+    assert_eq!(
+        (root.ino(), root.mode(), root.uid(), root.nlink()),
+        (1, 0o40755, 7, 3)
+    );
     assert_eq!((root.mtime(), root.mtime_nsec()), (-2, 500_000_000));
     let setuid = stat("d/setuid");
-    assert_eq!((setuid.mode(), setuid.uid(), setuid.gid()), (0o104_755, 70_000, 80_000));
+    assert_eq!(
+        (setuid.mode(), setuid.uid(), setuid.gid()),
+        (0o104_755, 70_000, 80_000)
+    );
     assert_eq!((setuid.nlink(), setuid.size(), setuid.blocks()), (2, 16, 1));
     assert_eq!(stat("d/second").ino(), setuid.ino());
-    assert_eq!(fs::read_link(layer.at("link")).unwrap(), Path::new("d/setuid"));
+    assert_eq!(
+        fs::read_link(layer.at("link")).unwrap(),
+        Path::new("d/setuid")
+    );
     assert_eq!(stat("null").rdev(), 0x103);
     assert!(stat("pipe").file_type().is_fifo());
     let gone = stat("d/gone");
@@ -94,7 +112,10 @@ fn permissions_are_the_kernels_to_check_and_setuid_works() {
     assert!(!as_nobody("cat", "secret"));
     let options = &System.mounts_below(&layer.path).unwrap()[0].options;
     assert!(options.starts_with("ro,nodev"), "{options}");
-    assert!(!options.contains("nosuid") && options.contains("default_permissions"), "{options}");
+    assert!(
+        !options.contains("nosuid") && options.contains("default_permissions"),
+        "{options}"
+    );
 }
 
 #[test]

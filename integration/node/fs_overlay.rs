@@ -64,7 +64,10 @@ fn a_file_is_copied_up_whole_with_or_without_attributes() {
         let layer = Content::default().file("d/f", xattrs, &content, 1 << 20);
         let layer = Mount::of(layer).mount();
         let overlay = Overlay::over(&[&layer]);
-        let mut file = File::options().append(true).open(overlay.at("d/f")).unwrap();
+        let mut file = File::options()
+            .append(true)
+            .open(overlay.at("d/f"))
+            .unwrap();
         std::io::Write::write_all(&mut file, b"more").unwrap();
         drop(file);
         let read = fs::read(overlay.at("d/f")).unwrap();
@@ -75,7 +78,10 @@ fn a_file_is_copied_up_whole_with_or_without_attributes() {
         for _ in 0..3 {
             forget();
             for _ in 0..2 {
-                assert_eq!(fs::metadata(overlay.at("d/f")).unwrap().len(), read.len() as u64);
+                assert_eq!(
+                    fs::metadata(overlay.at("d/f")).unwrap().len(),
+                    read.len() as u64
+                );
             }
         }
         let mut value = [0; 10];
@@ -120,11 +126,21 @@ fn no_file_handle_ever_goes_stale() {
     let mut rounds = 0;
     while Instant::now() < end {
         for number in 0..4 {
-            assert_eq!(fs::read(overlay.at(&format!("shared/from-{number}"))).unwrap(), b"content");
+            assert_eq!(
+                fs::read(overlay.at(&format!("shared/from-{number}"))).unwrap(),
+                b"content"
+            );
             assert_eq!(layer_names(&overlay.at(&format!("own-{number}"))), "deep");
         }
-        assert_eq!(layer_names(&overlay.at("shared")), "from-0 from-1 from-2 from-3");
-        assert_eq!(inside.try_wait().unwrap(), None, "the process in the tree failed");
+        assert_eq!(
+            layer_names(&overlay.at("shared")),
+            "from-0 from-1 from-2 from-3"
+        );
+        assert_eq!(
+            inside.try_wait().unwrap(),
+            None,
+            "the process in the tree failed"
+        );
         if rounds % 3 == 2 {
             forget();
         }

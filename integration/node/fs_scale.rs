@@ -12,11 +12,17 @@ use crate::fs_layer::{Content, Mount, Mounted, can_mount, with_open};
 const FILES: usize = 30_000;
 
 fn name(number: usize) -> String {
-    format!("d{}/e{}/file-{number}.txt", number / 3000, number / 100 % 30)
+    format!(
+        "d{}/e{}/file-{number}.txt",
+        number / 3000,
+        number / 100 % 30
+    )
 }
 
 fn body(number: usize) -> Vec<u8> {
-    format!("content of {number}\n").repeat(1 + number % 100).into_bytes()
+    format!("content of {number}\n")
+        .repeat(1 + number % 100)
+        .into_bytes()
 }
 
 fn many() -> Content {
@@ -29,7 +35,10 @@ fn many() -> Content {
 
 fn time(command: &str, folder: &Path) -> Duration {
     let begun = Instant::now();
-    let shell = Command::new("sh").args(["-c", command]).current_dir(folder).status();
+    let shell = Command::new("sh")
+        .args(["-c", command])
+        .current_dir(folder)
+        .status();
     assert!(shell.unwrap().success());
     begun.elapsed()
 }
@@ -59,7 +68,10 @@ fn row(label: &str, folder: &Path) -> Duration {
 
 fn resident() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
@@ -114,7 +126,10 @@ fn a_mount_costs_little_memory() {
     }
     let test = "fs_scale::memory_of_many_mounts";
     let arguments = ["--exact", test, "--ignored", "--nocapture"];
-    let child = Command::new(std::env::current_exe().unwrap()).args(arguments).output().unwrap();
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(arguments)
+        .output()
+        .unwrap();
     print!("{}", String::from_utf8_lossy(&child.stdout));
     assert!(child.status.success());
 }
@@ -133,7 +148,10 @@ fn memory_of_many_mounts() {
             mounts.push(layer);
         }
         let now = resident() - before;
-        println!("{count:4} mounts: {now} KiB more resident, {} each", now / count as u64);
+        println!(
+            "{count:4} mounts: {now} KiB more resident, {} each",
+            now / count as u64
+        );
         if count == 1 {
             before = resident();
         }

@@ -3,9 +3,12 @@
 //! Each file is one behaviour; [`bed`] brings up what they need. A test that cannot run here prints
 //! `skipped: REASON`.
 
+mod bed;
 mod cache;
-mod registry_docker;
 mod fs_layer;
 mod fs_mount;
 mod fs_overlay;
 mod fs_scale;
+mod lazy_run;
+mod registry_docker;
+mod snapshots_daemon;

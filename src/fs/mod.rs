@@ -10,6 +10,7 @@
 
 mod attr;
 mod buffers;
+mod config;
 mod counters;
 mod errno;
 mod error;
@@ -20,6 +21,7 @@ mod memory;
 mod serve;
 
 pub use buffers::Buffer;
+pub use config::Config;
 pub use counters::{Counters, Counts};
 pub use error::Error;
 pub use index::{Index, Ino, Inode, Kind};
