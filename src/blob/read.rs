@@ -85,9 +85,10 @@ pub trait ReadAt: Send + Sync {
         file: Range<u32>,
     ) -> BoxFuture<'static, Result<Bytes, ReadError>>;
 
-    /// Says that all of `_chunks` will be read at once, before they are fetched one by one: those
-    /// that are not held are asked for together. Waits for nothing.
-    fn will_read(&self, _chunks: Range<u32>) {}
+    /// Says that one read needs all of `chunks` of `file`, before they are fetched one by one:
+    /// those that are not held are asked for together. Waits for nothing. Without it the chunks of
+    /// one read may become several requests, and look like those of a sequential reader.
+    fn will_read(&self, chunks: Range<u32>, file: Range<u32>);
 
     /// Numbers for `statfs`: one system call on the cache's disk.
     fn space(&self) -> Space;

@@ -132,12 +132,17 @@ impl ReadAt for Blob {
         Counters::add(&self.layer.counters.misses, 1);
         self.reads.note(chunk);
         // The window is queued first and `join` sets to work, so that one request brings both.
-        self.read_ahead(|size| self.layer.ahead.on_miss(chunk.0, &file, size));
+        self.read_ahead(|size| {
+            self.layer
+                .ahead
+                .on_miss(&(chunk.0..chunk.0 + 1), &file, size)
+        });
         let ticket = self.layer.join(&info);
         Arc::clone(&self.layer).wait(ticket, info).boxed()
     }
 
-    fn will_read(&self, chunks: Range<u32>) {
+    fn will_read(&self, chunks: Range<u32>, file: Range<u32>) {
+        self.read_ahead(|size| self.layer.ahead.on_miss(&chunks, &file, size));
         self.layer.queue_chunks(chunks, Class::Urgent);
         self.layer.work();
     }

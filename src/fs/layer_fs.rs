@@ -224,8 +224,8 @@ impl LayerFs {
         parts: Vec<Part>,
     ) -> BoxFuture<'static, Result<Buffer, Error>> {
         let content = Arc::clone(&self.content);
-        if let [first, .., last] = parts.as_slice() {
-            content.will_read(first.chunk.0..last.chunk.0.saturating_add(1));
+        if let (Some(first), Some(last)) = (parts.first(), parts.last()) {
+            content.will_read(first.chunk.0..last.chunk.0.saturating_add(1), file.clone());
         }
         let fetches = parts.iter().map(|part| {
             let part = *part;

@@ -19,6 +19,8 @@ const NONE: u32 = u32::MAX;
 #[derive(Clone, Default)]
 struct Stream {
     file: Range<u32>,
+    /// The first chunk of its last read.
+    first: u32,
     /// The last chunk it read.
     last: u32,
     /// Chunks below this one were asked for.
@@ -73,39 +75,46 @@ impl ReadAhead {
         }
     }
 
-    /// A miss of `chunk` in `file`: which chunks to ask for besides it.
+    /// A read of `chunks` in `file` that misses: which chunks to ask for besides them.
     pub(in crate::blob) fn on_miss(
         &self,
-        chunk: u32,
+        chunks: &Range<u32>,
         file: &Range<u32>,
         size: &dyn Fn(u32) -> u64,
     ) -> Range<u32> {
-        if self.max == 0 || !file.contains(&chunk) {
+        let within = file.start <= chunks.start && chunks.end <= file.end;
+        if self.max == 0 || chunks.is_empty() || !within {
             return 0..0;
         }
+        let (first, last) = (chunks.start, chunks.end - 1);
         let mut streams = self.streams.lock();
         let follows = |stream: &Stream| {
-            stream.heard > 0
-                && stream.file == *file
-                && (stream.last..=stream.until.max(stream.last + 1)).contains(&chunk)
+            let next = stream.first..=stream.until.max(stream.last + 1);
+            stream.heard > 0 && stream.file == *file && next.contains(&first)
         };
         if let Some(slot) = streams.slots.iter().position(follows) {
-            if chunk == streams.slots[slot].last {
-                // The same chunk once more: no sign of anything.
+            let stream = &mut streams.slots[slot];
+            if last <= stream.last {
+                // A part of the same read once more: no sign of anything.
                 return 0..0;
             }
-            return self.step(&mut streams, slot, chunk, size);
+            stream.first = first;
+            stream.until = stream.until.max(chunks.end);
+            let read = chunks.clone().map(size).sum();
+            stream.window = stream.window.max(read);
+            return self.step(&mut streams, slot, last, size);
         }
         streams.now += 1;
         let heard = streams.now;
         let oldest = (0..STREAMS)
             .min_by_key(|slot| streams.slots[*slot].heard)
             .unwrap_or(0);
-        let file = file.clone();
+        let (file, until) = (file.clone(), chunks.end);
         streams.slots[oldest] = Stream {
             file,
-            last: chunk,
-            until: chunk + 1,
+            first,
+            last,
+            until,
             window: 0,
             heard,
         };
@@ -155,7 +164,7 @@ mod tests {
     const CHUNK: u64 = 128 << 10;
 
     fn miss(ahead: &ReadAhead, chunk: u32, file: Range<u32>) -> Range<u32> {
-        ahead.on_miss(chunk, &file, &|_| CHUNK)
+        ahead.on_miss(&(chunk..chunk + 1), &file, &|_| CHUNK)
     }
 
     #[test]
@@ -188,6 +197,17 @@ mod tests {
             chunk += 1;
         }
         assert_eq!(u64::from(widest - 1) * CHUNK, 2 << 20);
+    }
+
+    #[test]
+    fn one_read_of_many_chunks_is_not_taken_for_a_stream_and_two_are() {
+        let ahead = ReadAhead::new(16 << 20);
+        let batch = |chunks| ahead.on_miss(&chunks, &(0..1000), &|_| CHUNK);
+        assert!(batch(100..108).is_empty());
+        (100..108).for_each(|chunk| assert!(miss(&ahead, chunk, 0..1000).is_empty()));
+        assert_eq!(batch(108..116), 116..132, "a window of two such reads");
+        (108..116).for_each(|chunk| assert!(miss(&ahead, chunk, 0..1000).is_empty()));
+        assert!(batch(500..508).is_empty());
     }
 
     #[test]

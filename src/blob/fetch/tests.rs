@@ -134,7 +134,13 @@ async fn two_layers_share_content_and_a_restart_keeps_it() {
     };
     let members = plain(3, 5000);
     for round in 0..2 {
-        let cache = Arc::new(Cache::open(dir.path(), &config).unwrap());
+        // Tasks of the round before may be about to end.
+        let mut opened = Cache::open(dir.path(), &config);
+        while opened.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            opened = Cache::open(dir.path(), &config);
+        }
+        let cache = Arc::new(opened.unwrap());
         let fetcher = Fetcher::new(cache, quiet(), Handle::current());
         let (source, map) = layer(&members);
         let (other, other_map) = layer(&[vec![content(9, 10), members[2][0].clone()]]);
@@ -160,7 +166,7 @@ async fn adjacent_chunks_are_one_range() {
     source.script.lock().latency = Duration::from_millis(5);
     let blob = node.blob(&source, map);
     read(&blob, 7).await.unwrap();
-    blob.will_read(3..12);
+    blob.will_read(3..12, 0..20);
     for chunk in 3..12 {
         assert!(read(&blob, chunk).await.unwrap() == members[chunk as usize][0]);
     }
@@ -185,7 +191,7 @@ async fn a_failure_fails_its_readers_and_not_the_next_ones() {
     assert!(read(&blob, 1).await.unwrap() == members[1][0]);
     // What came before the break is not lost.
     source.script.lock().faults = [Fault::Break(120_000)].into();
-    blob.will_read(2..4);
+    blob.will_read(2..4, 0..4);
     assert!(read(&blob, 2).await.unwrap() == members[2][0]);
 }
 
@@ -289,13 +295,13 @@ async fn a_blocked_reader_does_not_wait_behind_the_background() {
     let node = node(config, 64 << 20);
     let members = plain(40, 100_000);
     let (source, map) = layer(&members);
-    // The whole segment takes 2.5 s.
+    // The segment takes 1.3 s.
     source.script.lock().per_piece = Duration::from_millis(10);
     let blob = node.blob(&source, map);
     blob.start();
     until("the first request", || source.sent() > 0).await;
     let start = std::time::Instant::now();
-    assert!(read(&blob, 35).await.unwrap() == members[35][0]);
+    assert!(read(&blob, 19).await.unwrap() == members[19][0]);
     assert!(
         start.elapsed() < Duration::from_millis(600),
         "{:?}",
@@ -371,12 +377,13 @@ async fn the_landmark_is_one_range_and_the_mount_does_not_wait() {
     let blob = node.blob(&source, map);
     blob.start();
     until("the prefetch", || blob.held() == 20 * 10_000).await;
-    assert_eq!(source.asked(), [0..20 * 10_023]);
+    assert_eq!(source.asked(), std::slice::from_ref(&(0..20 * 10_023)));
     assert!(blob.first_reads().is_empty(), "a prefetch is no read");
 
     blob.prefetch(&[ChunkId(27), ChunkId(28), ChunkId(3)]);
     until("the profile", || blob.held() == 22 * 10_000).await;
-    assert_eq!(source.asked()[1..], [27 * 10_023..29 * 10_023]);
+    assert_eq!(source.asked()[1], 27 * 10_023..29 * 10_023);
+    assert_eq!(source.asked().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -264,7 +264,8 @@ fn an_item() -> impl Strategy<Value = Item> {
                     mode,
                     id,
                     mtime,
-                    xattr,
+                    // Linux has no user.* attributes on symlinks, and no reader shows them.
+                    xattr: xattr.filter(|_| kind != 1),
                     ..made
                 }
             },
@@ -272,7 +273,11 @@ fn an_item() -> impl Strategy<Value = Item> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig {
+        cases: 24,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn random_layers_survive(items in prop::collection::vec(an_item(), 0..40)) {
