@@ -5,6 +5,10 @@
 
 mod bed;
 mod cache;
+mod fs_layer;
+mod fs_mount;
+mod fs_overlay;
+mod fs_scale;
 mod lazy_run;
 mod registry_docker;
 mod snapshots_client;

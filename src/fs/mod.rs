@@ -17,6 +17,7 @@ mod error;
 mod fuse;
 pub mod index;
 mod layer_fs;
+mod memory;
 mod serve;
 
 pub use buffers::Buffer;

@@ -2,6 +2,7 @@
 
 mod damage;
 mod model;
+mod scale;
 
 use std::borrow::Cow;
 use std::path::PathBuf;
