@@ -95,13 +95,18 @@ impl Config {
         match std::fs::read_to_string(path) {
             Ok(text) => Self::parse(&text, path),
             Err(error) if error.kind() == io::ErrorKind::NotFound && !named => Ok(Self::default()),
-            Err(source) => Err(Error::Read { file: path.to_owned(), source }),
+            Err(source) => Err(Error::Read {
+                file: path.to_owned(),
+                source,
+            }),
         }
     }
 
     fn parse(text: &str, file: &Path) -> Result<Self, Error> {
-        toml::from_str(text)
-            .map_err(|error| Error::Parse { file: file.to_owned(), why: error.to_string() })
+        toml::from_str(text).map_err(|error| Error::Parse {
+            file: file.to_owned(),
+            why: error.to_string(),
+        })
     }
 
     /// Looks at the values that only make sense together or on this node.
@@ -110,7 +115,11 @@ impl Config {
     /// A path is relative, or has a character that overlay's mount options cannot carry.
     pub fn check(&self) -> Result<(), Error> {
         for (key, path) in [("root", &self.root), ("address", &self.address)] {
-            let refuse = |why| Error::Value { key, value: path.clone(), why };
+            let refuse = |why| Error::Value {
+                key,
+                value: path.clone(),
+                why,
+            };
             if !path.is_absolute() {
                 return Err(refuse("must be an absolute path"));
             }
@@ -119,7 +128,11 @@ impl Config {
         let root = self.root.to_string_lossy();
         if root.contains(separators) {
             let why = "has one of , : \\ that overlay's mount options cannot carry";
-            return Err(Error::Value { key: "root", value: self.root.clone(), why });
+            return Err(Error::Value {
+                key: "root",
+                value: self.root.clone(),
+                why,
+            });
         }
         Ok(())
     }
@@ -150,16 +163,29 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_said_with_its_place() {
-        let error = parse("[fetch]\nbackgrond = true\n").unwrap_err().to_string();
-        assert!(error.contains("test.toml") && error.contains("line 2"), "{error}");
+        let error = parse("[fetch]\nbackgrond = true\n")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("test.toml") && error.contains("line 2"),
+            "{error}"
+        );
         assert!(error.contains("backgrond"), "{error}");
         assert!(parse("[fetch]\nbackground = 7\n").is_err());
     }
 
     #[test]
     fn paths_that_overlay_cannot_carry_are_refused() {
-        for (root, ok) in [("/a/b", true), ("a/b", false), ("/a:b", false), ("/a,b", false)] {
-            let config = Config { root: root.into(), ..Config::default() };
+        for (root, ok) in [
+            ("/a/b", true),
+            ("a/b", false),
+            ("/a:b", false),
+            ("/a,b", false),
+        ] {
+            let config = Config {
+                root: root.into(),
+                ..Config::default()
+            };
             assert_eq!(config.check().is_ok(), ok, "{root}");
         }
     }

@@ -40,7 +40,11 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (layers, bytes, target) = (self.layers, self.bytes, self.target.display());
         let s = if layers == 1 { "" } else { "s" };
-        write!(f, "{layers} layer{s} of {:.1} MB, compressed, at {target}", bytes as f64 / 1e6)
+        write!(
+            f,
+            "{layers} layer{s} of {:.1} MB, compressed, at {target}",
+            bytes as f64 / 1e6
+        )
     }
 }
 
@@ -131,15 +135,29 @@ async fn manifest(
     client: &registry::Client,
     image: &Reference,
 ) -> Result<(crate::oci::Digest, Manifest), Error> {
-    let registry = |source| Error::Registry { image: image.clone(), source };
-    let malformed = |source| Error::Manifest { image: image.clone(), source };
+    let registry = |source| Error::Registry {
+        image: image.clone(),
+        source,
+    };
+    let malformed = |source| Error::Manifest {
+        image: image.clone(),
+        source,
+    };
     let mut fetched = client.manifest(image).await.map_err(registry)?;
     if fetched.media_type.is_index() {
         let index = Index::parse(&fetched.bytes).map_err(malformed)?;
-        let ours = index.for_this_machine().ok_or_else(|| Error::Platform(image.clone()))?;
-        fetched = client.manifest(&image.with_digest(ours.digest)).await.map_err(registry)?;
+        let ours = index
+            .for_this_machine()
+            .ok_or_else(|| Error::Platform(image.clone()))?;
+        fetched = client
+            .manifest(&image.with_digest(ours.digest))
+            .await
+            .map_err(registry)?;
     }
-    Ok((fetched.digest, Manifest::parse(&fetched.bytes).map_err(malformed)?))
+    Ok((
+        fetched.digest,
+        Manifest::parse(&fetched.bytes).map_err(malformed)?,
+    ))
 }
 
 /// An image being looked at.
@@ -164,7 +182,11 @@ impl Look {
                 let count = all.len();
                 let image = self.request.image.clone();
                 let one = all.get(asked).copied();
-                vec![one.ok_or(Error::NoSuchLayer { image, count, asked })?]
+                vec![one.ok_or(Error::NoSuchLayer {
+                    image,
+                    count,
+                    asked,
+                })?]
             }
         };
         let stacked = asked.len() > 1;
@@ -181,14 +203,22 @@ impl Look {
             self.layers.announce(&labels);
             let record = self.layers.mount(&labels, &target).await;
             let (number, layer) = (*number, layer.digest);
-            record.map_err(|source| Error::NotLazy { number, layer, source })?;
+            record.map_err(|source| Error::NotLazy {
+                number,
+                layer,
+                source,
+            })?;
             self.mounted.push(target);
         }
         if stacked {
             self.stack().await?;
         }
         let bytes = asked.iter().map(|(_, layer)| layer.size).sum();
-        Ok(Summary { layers: asked.len(), bytes, target: self.request.target.clone() })
+        Ok(Summary {
+            layers: asked.len(),
+            bytes,
+            target: self.request.target.clone(),
+        })
     }
 
     /// The kernel looks into the layers while it mounts, and this process answers: so not here,
@@ -197,7 +227,9 @@ impl Look {
         let lower: Vec<_> = self.mounted.iter().rev().cloned().collect();
         let target = self.request.target.clone();
         let stacked = tokio::task::spawn_blocking(move || System.mount_overlay(&lower, &target));
-        let stacked = stacked.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let stacked = stacked
+            .await
+            .unwrap_or_else(|error| Err(io::Error::other(error)));
         stacked.map_err(io("mount an overlay at", &self.request.target))?;
         self.stacked = true;
         Ok(())
@@ -206,10 +238,15 @@ impl Look {
     async fn unmount(&mut self) -> Result<(), Error> {
         if self.stacked {
             let target = &self.request.target;
-            System.unmount(target, true).map_err(io("unmount", target))?;
+            System
+                .unmount(target, true)
+                .map_err(io("unmount", target))?;
         }
         for target in self.mounted.drain(..).rev() {
-            self.layers.unmount(&target).await.map_err(io("unmount", &target))?;
+            self.layers
+                .unmount(&target)
+                .await
+                .map_err(io("unmount", &target))?;
         }
         Ok(())
     }
@@ -227,7 +264,8 @@ impl Folder {
             Some(path) => Ok(Self::Kept(make_folder(path)?)),
             None => {
                 let made = tempfile::TempDir::with_prefix("crfs-mount-");
-                made.map(Self::Temporary).map_err(io("make a folder in", &std::env::temp_dir()))
+                made.map(Self::Temporary)
+                    .map_err(io("make a folder in", &std::env::temp_dir()))
             }
         }
     }
@@ -246,5 +284,9 @@ fn make_folder(path: &Path) -> Result<PathBuf, Error> {
 }
 
 fn io<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Error + use<'a> {
-    move |source| Error::Io { what, path: path.to_owned(), source }
+    move |source| Error::Io {
+        what,
+        path: path.to_owned(),
+        source,
+    }
 }

@@ -68,7 +68,12 @@ async fn serve(config: Config) -> Result<(), Error> {
     let root = Root::claim(&config.root)?;
     let layers = layers(&config, &config.root)?;
     let faults = Faults::from_env().map_err(Error::Fault)?;
-    let parts = snapshotter::Parts { root, layers, overlay: Features::detect(), faults };
+    let parts = snapshotter::Parts {
+        root,
+        layers,
+        overlay: Features::detect(),
+        faults,
+    };
     let snapshotter = Snapshotter::open(parts).await?;
     let listener = service::socket::bind(&config.address)?;
     tracing::info!(
@@ -122,7 +127,11 @@ fn client(config: &Config) -> registry::Client {
 /// Threads for gRPC and HTTP. Serving cached reads and decoding have threads of their own.
 fn runtime() -> Result<Runtime, Error> {
     let mut builder = Builder::new_multi_thread();
-    builder.worker_threads(2).max_blocking_threads(64).thread_name("crfs").enable_all();
+    builder
+        .worker_threads(2)
+        .max_blocking_threads(64)
+        .thread_name("crfs")
+        .enable_all();
     builder.build().map_err(Error::Setup)
 }
 

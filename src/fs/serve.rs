@@ -19,9 +19,9 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::fs::{LayerFs, memory};
 use crate::fs::counters::{Counters, Counts};
 use crate::fs::fuse::Adapter;
+use crate::fs::{LayerFs, memory};
 use crate::overlay::{DeviceId, FuseMount};
 
 /// How long the kernel may remember what it was told of a layer, which never changes: beyond any

@@ -46,7 +46,10 @@ where
     V: Clone + Send + Sync + 'static,
 {
     pub(super) fn new(keep: Duration) -> Self {
-        Self { keep, flights: Mutex::new(HashMap::new()) }
+        Self {
+            keep,
+            flights: Mutex::new(HashMap::new()),
+        }
     }
 
     /// The outcome for `key`: of work under way, of work done before, or of `work`, started now.
@@ -63,7 +66,10 @@ where
                 let lost = |error| NotLazy::Local(format!("internal error: {error}"));
                 task.await.unwrap_or_else(|error| Err(lost(error)))
             };
-            Flight { outcome: outcome.boxed().shared(), started: Instant::now() }
+            Flight {
+                outcome: outcome.boxed().shared(),
+                started: Instant::now(),
+            }
         });
         flight.outcome.clone()
     }
@@ -79,7 +85,11 @@ mod tests {
     async fn work(runs: Arc<AtomicU32>, fail: bool) -> Result<u32, NotLazy> {
         let run = runs.fetch_add(1, Ordering::SeqCst);
         tokio::time::sleep(Duration::from_millis(5)).await;
-        if fail { Err(NotLazy::PlainGzip) } else { Ok(run) }
+        if fail {
+            Err(NotLazy::PlainGzip)
+        } else {
+            Ok(run)
+        }
     }
 
     #[tokio::test]
@@ -88,7 +98,11 @@ mod tests {
         let waiters = (0..8).map(|_| flights.join("key", work(Arc::clone(&runs), false)));
         let outcomes = futures::future::join_all(waiters.collect::<Vec<_>>()).await;
         assert_eq!(outcomes, vec![Ok(0); 8]);
-        assert_eq!(flights.join("key", work(Arc::clone(&runs), false)).await, Ok(0), "kept");
+        assert_eq!(
+            flights.join("key", work(Arc::clone(&runs), false)).await,
+            Ok(0),
+            "kept"
+        );
         assert_eq!(flights.join("other", work(runs, false)).await, Ok(1));
     }
 
@@ -102,7 +116,10 @@ mod tests {
 
     #[tokio::test]
     async fn work_goes_on_without_waiters() {
-        let (flights, runs) = (Flights::new(Duration::from_secs(60)), Arc::<AtomicU32>::default());
+        let (flights, runs) = (
+            Flights::new(Duration::from_secs(60)),
+            Arc::<AtomicU32>::default(),
+        );
         drop(flights.join("key", work(Arc::clone(&runs), false)));
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert_eq!(runs.load(Ordering::SeqCst), 1);

@@ -26,7 +26,11 @@ pub(super) struct Images {
 
 impl Images {
     pub(super) fn new(client: registry::Client, resolver: Arc<Resolver>) -> Self {
-        Self { client, resolver, manifests: Flights::new(KEEP_MANIFEST) }
+        Self {
+            client,
+            resolver,
+            manifests: Flights::new(KEEP_MANIFEST),
+        }
     }
 
     /// Starts reading the manifest, and then all of its layers, unless that is under way.
@@ -37,8 +41,13 @@ impl Images {
     /// The descriptor of the layer that `labels` name, from the verified manifest.
     pub(super) async fn descriptor(&self, labels: &LayerLabels) -> Result<Descriptor, NotLazy> {
         let manifest = self.manifest(labels).await?;
-        let layer = manifest.layers.iter().find(|layer| layer.digest == labels.layer);
-        layer.cloned().ok_or(NotLazy::NotInManifest { manifest: labels.manifest })
+        let layer = manifest
+            .layers
+            .iter()
+            .find(|layer| layer.digest == labels.layer);
+        layer.cloned().ok_or(NotLazy::NotInManifest {
+            manifest: labels.manifest,
+        })
     }
 
     fn manifest(&self, labels: &LayerLabels) -> Outcome<Arc<Manifest>> {
@@ -57,6 +66,9 @@ impl Images {
 
 /// `image` is pinned to a digest, so what comes back has been verified against it.
 async fn read_manifest(client: &registry::Client, image: &Reference) -> Result<Manifest, NotLazy> {
-    let fetched = client.manifest(image).await.map_err(|e| NotLazy::Registry(e.to_string()))?;
+    let fetched = client
+        .manifest(image)
+        .await
+        .map_err(|e| NotLazy::Registry(e.to_string()))?;
     Manifest::parse(&fetched.bytes).map_err(|e| NotLazy::Invalid(e.to_string()))
 }

@@ -138,7 +138,12 @@ impl LiveLayers {
         let blob = self.blob(record, &index)?;
         let served = self.serve(record, &index, &blob, target).await?;
         blob.start();
-        let mount = Mount { record: record.clone(), index, blob, served };
+        let mount = Mount {
+            record: record.clone(),
+            index,
+            blob,
+            served,
+        };
         self.mounts.lock().insert(target.to_owned(), mount);
         Ok(Attached::Mounted)
     }
@@ -178,9 +183,16 @@ impl LiveLayers {
             return Ok(blob);
         }
         let (image, descriptor) = described(record)?;
-        let source = self.parts.client.blob(&image, descriptor.digest, descriptor.size);
+        let source = self
+            .parts
+            .client
+            .blob(&image, descriptor.digest, descriptor.size);
         let source = source.map_err(|error| NotLazy::Registry(error.to_string()))?;
-        let blob = Arc::new(Blob::new(&self.parts.fetcher, source, Arc::clone(index) as _));
+        let blob = Arc::new(Blob::new(
+            &self.parts.fetcher,
+            source,
+            Arc::clone(index) as _,
+        ));
         blobs.insert(record.layer, Arc::downgrade(&blob));
         Ok(blob)
     }
@@ -229,14 +241,23 @@ impl Layers for LiveLayers {
         let mount = mounts.get(target).filter(|mount| !mount.served.is_over())?;
         let summary = mount.index.summary();
         let bytes = mount.blob.space().layer.saturating_add(summary.index);
-        Some(LayerUsage { bytes, inodes: summary.inodes.into() })
+        Some(LayerUsage {
+            bytes,
+            inodes: summary.inodes.into(),
+        })
     }
 
     fn sweep<'a>(&'a self, live: &'a [LayerRecord]) -> BoxFuture<'a, io::Result<()>> {
         async move {
             let _sweep = self.sweeping.write().await;
-            let mut kept: HashSet<PathBuf> = live.iter().map(|record| self.index_of(record)).collect();
-            kept.extend(self.mounts.lock().values().map(|mount| self.index_of(&mount.record)));
+            let mut kept: HashSet<PathBuf> =
+                live.iter().map(|record| self.index_of(record)).collect();
+            kept.extend(
+                self.mounts
+                    .lock()
+                    .values()
+                    .map(|mount| self.index_of(&mount.record)),
+            );
             let resolver = Arc::clone(&self.resolver);
             let swept = tokio::task::spawn_blocking(move || resolver.sweep(&kept)).await;
             swept.map_err(io::Error::other)?
@@ -247,7 +268,10 @@ impl Layers for LiveLayers {
 
 /// Whatever is stacked at `target`, also dead mounts of earlier processes.
 fn unmount_all(mounter: &dyn Mounter, target: &Path) -> io::Result<()> {
-    let here = mounter.mounts_below(target)?.into_iter().filter(|mount| mount.target == target);
+    let here = mounter
+        .mounts_below(target)?
+        .into_iter()
+        .filter(|mount| mount.target == target);
     for _ in here {
         mounter.unmount(target, true)?;
     }

@@ -52,7 +52,13 @@ impl Resolver {
         allow_unverified: Vec<String>,
     ) -> Arc<Self> {
         let layers = Flights::new(Duration::ZERO);
-        Arc::new(Self { client, indexes, limits: Limits::default(), allow_unverified, layers })
+        Arc::new(Self {
+            client,
+            indexes,
+            limits: Limits::default(),
+            allow_unverified,
+            layers,
+        })
     }
 
     /// Where the index of a layer lies, or would.
@@ -106,7 +112,9 @@ impl Resolver {
         }
         if let Some(text) = layer.annotations.get(annotation::TOC_DIGEST) {
             let toc = text.parse::<Digest>();
-            return toc.map(Promise::Digest).map_err(|e| NotLazy::Invalid(format!("TOC: {e}")));
+            return toc
+                .map(Promise::Digest)
+                .map_err(|e| NotLazy::Invalid(format!("TOC: {e}")));
         }
         let name = format!("{}/{}", image.host(), image.repository());
         match self.allow_unverified.contains(&name) {
@@ -164,7 +172,9 @@ impl Build {
             Promise::Nothing => Toc::unverified(json),
         };
         let digest = *toc.digest();
-        let path = self.indexes.join(format!("{}-{}", self.layer.hex(), digest.hex()));
+        let path = self
+            .indexes
+            .join(format!("{}-{}", self.layer.hex(), digest.hex()));
         self.index(&toc, &path)?;
         Ok(digest)
     }
@@ -210,13 +220,21 @@ async fn read_toc_member(source: &dyn RangeSource) -> Result<(u64, Bytes), NotLa
 
 /// Whether a file has an index's name: two digests.
 fn is_index(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
     let hex = |text: &str| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
-    name.split_once('-').is_some_and(|(layer, toc)| hex(layer) && hex(toc))
+    name.split_once('-')
+        .is_some_and(|(layer, toc)| hex(layer) && hex(toc))
 }
 
 fn slice(tail: &Bytes, from: u64, to: u64) -> Bytes {
-    let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(tail.len());
+    let at = |offset: u64| {
+        usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(tail.len())
+    };
     tail.slice(at(from)..at(to))
 }
 

@@ -28,9 +28,18 @@ impl System {
     /// # Errors
     /// What mount(2) said; `EINVAL` also if the folders' names do not fit into a page.
     pub fn mount_overlay(&self, lower: &[PathBuf], target: &Path) -> io::Result<()> {
-        let lower: Vec<_> = lower.iter().map(|path| path.display().to_string()).collect();
+        let lower: Vec<_> = lower
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect();
         let options = CString::new(format!("lowerdir={}", lower.join(":")))?;
-        Ok(mount("crfs", target, "overlay", MountFlags::RDONLY, options.as_c_str())?)
+        Ok(mount(
+            "crfs",
+            target,
+            "overlay",
+            MountFlags::RDONLY,
+            options.as_c_str(),
+        )?)
     }
 }
 

@@ -64,7 +64,8 @@ impl LayerProgress for Bar {
         if let Ok(style) = ProgressStyle::with_template("{msg}") {
             self.bar.set_style(style);
         }
-        self.bar.finish_with_message(format!("{}: {}", self.title, outcome(report)));
+        self.bar
+            .finish_with_message(format!("{}: {}", self.title, outcome(report)));
     }
 }
 

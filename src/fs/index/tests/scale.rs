@@ -16,7 +16,13 @@ fn a_million_files() {
     for number in 0..FILES {
         use std::fmt::Write as _;
         name.clear();
-        write!(name, "usr/lib/d{}/e{}/file-{number}.txt", number / 1000, number / 50 % 20).unwrap();
+        write!(
+            name,
+            "usr/lib/d{}/e{}/file-{number}.txt",
+            number / 1000,
+            number / 50 % 20
+        )
+        .unwrap();
         let chunks = [chunk(u64::from(number) * 100, 0, 0, 13)];
         let kind = EntryKind::File {
             size: 13,
