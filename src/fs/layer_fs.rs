@@ -231,6 +231,9 @@ impl LayerFs {
         parts: Vec<Part>,
     ) -> BoxFuture<'static, Result<Buffer, Error>> {
         let content = Arc::clone(&self.content);
+        if let (Some(first), Some(last)) = (parts.first(), parts.last()) {
+            content.will_read(first.chunk.0..last.chunk.0.saturating_add(1), file.clone());
+        }
         let fetches = parts.iter().map(|part| {
             let part = *part;
             let fetch = content.fetch(part.chunk, file.clone());

@@ -10,6 +10,7 @@
 
 mod attr;
 mod buffers;
+mod config;
 mod counters;
 mod errno;
 mod error;
@@ -19,8 +20,12 @@ mod layer_fs;
 mod serve;
 
 pub use buffers::Buffer;
+pub use config::Config;
 pub use counters::{Counters, Counts};
 pub use error::Error;
 pub use index::{Index, Ino, Inode, Kind};
 pub use layer_fs::{Item, LayerFs, Reading, Statfs};
 pub use serve::{OpenMode, ServeError, ServeOptions, Served, serve};
+
+#[cfg(test)]
+mod tests;

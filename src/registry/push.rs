@@ -52,7 +52,7 @@ impl Client {
         if push.exists().await? {
             return Ok(Pushed::Existed);
         }
-        let mut patience = push.endpoint.patience();
+        let mut patience = push.endpoint.patience(&push.what);
         loop {
             match push.once(payload).await {
                 Ok(pushed) => return Ok(pushed),

@@ -15,6 +15,9 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, lchown};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use rustix::io::Errno;
+
 use crate::snapshotter::Error;
 use crate::snapshotter::model::{Kind, Record};
 use crate::store::codec::{self, Broken};
@@ -147,7 +150,7 @@ impl Folder {
             (self.fs(), 0o755, true),
             (self.work(), 0o711, kind == Kind::Active),
         ] {
-            if wanted && fs::symlink_metadata(&path).is_err_and(|e| is_missing(&e)) {
+            if wanted && !exists(&path)? {
                 make(&path, mode)?;
             }
         }
@@ -279,15 +282,13 @@ fn make(path: &Path, mode: u32) -> Result<(), Error> {
         .map_err(Error::io("create", path))
 }
 
+/// Asks the kernel alone: a layer's mount may be there without anyone who serves it.
 fn exists(path: &Path) -> Result<bool, Error> {
-    match fs::symlink_metadata(path) {
-        Ok(_) => Ok(true),
-        Err(error) if is_missing(&error) => Ok(false),
-        // A mount whose server died: it is there.
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error()) => {
-            Ok(true)
-        }
-        Err(error) => Err(Error::io("stat", path)(error)),
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
+    match statx(CWD, path, flags, StatxFlags::empty()) {
+        Ok(_) | Err(Errno::NOTCONN) => Ok(true),
+        Err(Errno::NOENT) => Ok(false),
+        Err(error) => Err(Error::io("stat", path)(error.into())),
     }
 }
 

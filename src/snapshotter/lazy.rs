@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::layer::NotLazy;
+use crate::layer::{LayerRecord, NotLazy};
 use crate::oci::{Digest, LayerLabels, label};
 use crate::snapshotter::model::{Key, Kind, Labels, Record, Stamp, Usage};
 use crate::snapshotter::persist::Steps;
@@ -98,21 +98,40 @@ impl Inner {
         parent: Option<Key>,
         labels: Labels,
     ) -> Result<(), Refusal> {
-        let making = self.new_id();
-        let made = self.mount_and_enter(&making, &layer, parent, labels).await;
-        if made.is_err() {
-            self.discard(making.id).await;
+        let target = labels.get(label::SNAPSHOT_REF).cloned().unwrap_or_default();
+        if self.has_target(&target, parent.as_ref()) {
+            // An attempt ended between the caller's look and this one's begin.
+            return Ok(());
         }
-        made
+        let making = self.new_id();
+        let entered = match self.mount_layer(&making, &layer).await {
+            Ok(lazy) => {
+                self.enter_lazy(making.id, lazy, &target, parent, labels)
+                    .await
+            }
+            Err(refusal) => Err(refusal),
+        };
+        match entered {
+            Ok(true) => {
+                tracing::info!(layer = %layer.layer, id = making.id, "layer is served lazily");
+                Ok(())
+            }
+            Ok(false) => {
+                self.discard(making.id).await;
+                Ok(())
+            }
+            Err(refusal) => {
+                self.discard(making.id).await;
+                Err(refusal)
+            }
+        }
     }
 
-    async fn mount_and_enter(
+    async fn mount_layer(
         self: &Arc<Self>,
         making: &Making<'_>,
         layer: &LayerLabels,
-        parent: Option<Key>,
-        labels: Labels,
-    ) -> Result<(), Refusal> {
+    ) -> Result<LayerRecord, Refusal> {
         let (inner, id) = (Arc::clone(self), making.id);
         blocking(move || {
             inner.snapshots.folder(id).create(Kind::Committed, None)?;
@@ -123,15 +142,38 @@ impl Inner {
         let mounted = self.layers.mount(layer, &fs).await;
         let lazy = mounted.map_err(Refusal::NotLazy)?;
         self.fault(Step::LazyMounted)?;
-        let usage = self.layers.usage(&fs).unwrap_or_default();
-        let target = labels.get(label::SNAPSHOT_REF).cloned().unwrap_or_default();
-        let key = self.free_name(&target, parent.as_ref())?;
-        let _held = self.locks.hold(&[&key], parent.as_ref()).await;
-        {
+        Ok(lazy)
+    }
+
+    /// False if the target is there by now.
+    async fn enter_lazy(
+        self: &Arc<Self>,
+        id: u64,
+        lazy: LayerRecord,
+        target: &str,
+        parent: Option<Key>,
+        labels: Labels,
+    ) -> Result<bool, Refusal> {
+        let name = lazy_name(target, parent.as_ref(), 1)?;
+        let _held = self.locks.hold(&[&name], parent.as_ref()).await;
+        let key = {
             let table = self.table.read();
-            table.check_free(&key)?;
             table.check_parent(parent.as_ref())?;
-        }
+            if table.target(target, parent.as_ref()).is_some() {
+                return Ok(false);
+            }
+            let mut key = name.clone();
+            let mut number = 1;
+            while table.contains(&key) {
+                number += 1;
+                key = lazy_name(target, parent.as_ref(), number)?;
+            }
+            key
+        };
+        let usage = self
+            .layers
+            .usage(&self.snapshots.folder(id).fs())
+            .unwrap_or_default();
         let now = Stamp::now();
         let record = Record {
             id,
@@ -149,28 +191,19 @@ impl Inner {
             lazy: Some(lazy),
         };
         self.persist(record, None, STEPS).await?;
-        tracing::info!(layer = %layer.layer, id, "layer is served lazily");
-        Ok(())
+        Ok(true)
     }
+}
 
-    /// The name of a lazy snapshot, which the protocol leaves to us: always the same for a target
-    /// and parent. Names that containerd gives begin with a namespace and a number.
-    fn free_name(&self, target: &str, parent: Option<&Key>) -> Result<Key, Error> {
-        let parent = Digest::of(parent.map_or("", Key::as_str).as_bytes()).hex();
-        let parent: String = parent.chars().take(16).collect();
-        let table = self.table.read();
-        let mut number = 1;
-        loop {
-            let name = match number {
-                1 => format!("lazy/{target}/{parent}"),
-                n => format!("lazy/{target}/{parent}/{n}"),
-            };
-            let key = Key::new(name)?;
-            if !table.contains(&key) {
-                return Ok(key);
-            }
-            number += 1;
-        }
+/// The name of a lazy snapshot, which the protocol leaves to us: always the same for a target and
+/// parent, with a number if that is taken. Names that containerd gives begin with a namespace and
+/// a number.
+fn lazy_name(target: &str, parent: Option<&Key>, number: u32) -> Result<Key, Error> {
+    let parent = Digest::of(parent.map_or("", Key::as_str).as_bytes()).hex();
+    let parent: String = parent.chars().take(16).collect();
+    match number {
+        1 => Key::new(format!("lazy/{target}/{parent}")),
+        number => Key::new(format!("lazy/{target}/{parent}/{number}")),
     }
 }
 

@@ -54,7 +54,9 @@ impl Inner {
         parent: Option<Key>,
         labels: Labels,
     ) -> Result<Vec<Mount>, Error> {
-        let held = self.locks.hold(&[&key], parent.as_ref()).await;
+        // Before anything is made: what cannot be mounted would be left behind.
+        self.ensure_chain(parent.as_ref()).await?;
+        let _held = self.locks.hold(&[&key], parent.as_ref()).await;
         {
             let table = self.table.read();
             table.check_free(&key)?;
@@ -87,8 +89,18 @@ impl Inner {
                 return Err(error);
             }
         };
-        drop(held);
-        self.mounts_of(&record).await
+        self.mounts_of(&record)
+    }
+
+    /// Sees to it that the lazy layers from `parent` down are mounted.
+    async fn ensure_chain(self: &Arc<Self>, parent: Option<&Key>) -> Result<(), Error> {
+        let parent = parent.and_then(|parent| self.table.read().get(parent).cloned().ok());
+        let Some(parent) = parent else {
+            // Found out, and said, under the locks.
+            return Ok(());
+        };
+        self.ensure_mounted(&parent).await?;
+        self.ensure_parents_mounted(&parent).await
     }
 
     async fn make_folder(self: &Arc<Self>, record: &Record) -> Result<(), Error> {

@@ -13,16 +13,26 @@ impl Inner {
         if record.kind == Kind::Committed {
             return Err(Error::NoMounts(key.clone()));
         }
-        self.mounts_of(&record).await
+        self.ensure_parents_mounted(&record).await?;
+        self.mounts_of(&record)
     }
 
     /// Waits for lazy layers that are being mounted again: an empty mount point must never be
     /// taken for a layer.
-    pub(super) async fn mounts_of(self: &Arc<Self>, record: &Record) -> Result<Vec<Mount>, Error> {
+    pub(super) async fn ensure_parents_mounted(
+        self: &Arc<Self>,
+        record: &Record,
+    ) -> Result<(), Error> {
         let parents = self.table.read().parents(record)?;
         for parent in &parents {
             self.ensure_mounted(parent).await?;
         }
+        Ok(())
+    }
+
+    /// The mounts of a snapshot whose parents are mounted.
+    pub(super) fn mounts_of(&self, record: &Record) -> Result<Vec<Mount>, Error> {
+        let parents = self.table.read().parents(record)?;
         let own = self.snapshots.folder(record.id);
         let fs = |parent: &Arc<Record>| self.snapshots.folder(parent.id).fs();
         let lower: Vec<PathBuf> = parents.iter().map(fs).collect();

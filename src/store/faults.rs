@@ -77,8 +77,6 @@ steps! {
     RemoveDone => "remove.done",
     /// Clean-up: the removed layer is unmounted.
     CleanupUnmounted => "cleanup.unmounted",
-    /// Its files are deleted, its folder is not.
-    CleanupEmptied => "cleanup.emptied",
     /// Its folder is deleted.
     CleanupDone => "cleanup.done",
     /// Store: changes are given to the database, not yet flushed.

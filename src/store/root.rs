@@ -37,7 +37,7 @@ impl Root {
         let lock = lock(path)?;
         // Once more under the lock: a newer program may have come and gone in between.
         if check_version(path)?.is_none() {
-            files::replace(&path.join("version"), format!("{SCHEMA}\n").as_bytes())?;
+            files::replace(&path.join("version"), version_text(SCHEMA).as_bytes())?;
         }
         Ok(Self {
             path: path.to_owned(),
@@ -79,10 +79,7 @@ fn check_version(root: &Path) -> Result<Option<u32>, Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("read", &path)(error)),
     };
-    let found = str::from_utf8(&text)
-        .ok()
-        .and_then(|text| text.trim().parse::<u32>().ok());
-    match found {
+    match str::from_utf8(&text).ok().and_then(parse_version) {
         Some(found) if found > SCHEMA => Err(Error::NewerSchema {
             path: root.to_owned(),
             found,
@@ -90,6 +87,22 @@ fn check_version(root: &Path) -> Result<Option<u32>, Error> {
         }),
         found => Ok(found),
     }
+}
+
+/// A flipped bit must not look like another version, hence the checksum. One without it, as a
+/// person would write, is believed.
+fn parse_version(text: &str) -> Option<u32> {
+    let version: u32 = text.split_whitespace().next()?.parse().ok()?;
+    let is_bare = text.trim() == version.to_string();
+    (is_bare || text == version_text(version)).then_some(version)
+}
+
+fn version_text(version: u32) -> String {
+    let version = version.to_string();
+    format!(
+        "{version} crc32={:08x}\n",
+        crc32fast::hash(version.as_bytes())
+    )
 }
 
 fn lock(root: &Path) -> Result<File, Error> {
@@ -146,6 +159,25 @@ mod tests {
         assert!(matches!(refused, Error::NewerSchema { found: 2, .. }));
         let names: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
         assert_eq!(names.len(), 1, "only the version file: {names:?}");
+    }
+
+    #[test]
+    fn a_damaged_version_is_not_a_newer_one() {
+        let text = version_text(SCHEMA);
+        assert_eq!(parse_version(&text), Some(SCHEMA));
+        assert_eq!(parse_version("7\n"), Some(7));
+        for at in 0..text.len() {
+            for bit in 0..7 {
+                let mut damaged = text.clone().into_bytes();
+                damaged[at] ^= 1 << bit;
+                let damaged = String::from_utf8(damaged).unwrap();
+                let version = parse_version(&damaged);
+                assert!(
+                    version.is_none_or(|version| version == SCHEMA),
+                    "{damaged:?}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -110,3 +110,29 @@ async fn a_database_of_rubbish_is_replaced() {
     store.close();
     assert_eq!(read(&path).records, [(1, "one".to_owned())]);
 }
+
+#[tokio::test]
+async fn the_database_does_not_grow_with_what_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = start(dir.path(), Faults::none());
+    for round in 0..40_u64 {
+        let ids = round * 200..(round + 1) * 200;
+        let puts = ids
+            .clone()
+            .map(|id| store.apply(put(id, &"x".repeat(1500))));
+        futures::future::try_join_all(puts).await.unwrap();
+        let forgets = ids.map(|id| store.apply(Change::Forget(id)));
+        futures::future::try_join_all(forgets).await.unwrap();
+    }
+    store.close();
+    assert!(size(dir.path()) < 8 << 20, "{} bytes", size(dir.path()));
+}
+
+fn size(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).unwrap().map(Result::unwrap);
+    let sizes = entries.map(|entry| match entry.file_type().unwrap().is_dir() {
+        true => size(&entry.path()),
+        false => entry.metadata().unwrap().len(),
+    });
+    sizes.sum()
+}

@@ -199,6 +199,12 @@ impl Cache {
         written
     }
 
+    /// The bound on what it holds, in bytes.
+    #[must_use]
+    pub const fn max_size(&self) -> u64 {
+        self.max_size
+    }
+
     /// What it holds and has done.
     #[must_use]
     pub fn stats(&self) -> CacheStats {

@@ -247,18 +247,20 @@ async fn the_deadline_ends_what_never_answers() {
             ..Reply::new(200)
         })
     });
-    let config = Config {
-        deadline: Duration::from_secs(1),
-        ..impatient()
-    };
-    let client = Client::new(config, Arc::new(Anonymous));
-    let start = Instant::now();
-    let error = read(&source(&client, &server, &content), 0, 10)
-        .await
-        .unwrap_err();
-    assert!(matches!(error, Error::Deadline { .. }), "{error}");
-    assert!(start.elapsed() < Duration::from_secs(3));
-    assert!(error.to_string().contains(&server.host()), "{error}");
+    for progress in [Duration::from_millis(400), Duration::from_secs(20)] {
+        let config = Config {
+            deadline: Duration::from_secs(1),
+            progress_timeout: progress,
+            ..impatient()
+        };
+        let client = Client::new(config, Arc::new(Anonymous));
+        let start = Instant::now();
+        let source = source(&client, &server, &content);
+        let error = read(&source, 0, 10).await.unwrap_err();
+        assert!(matches!(error, Error::Deadline { .. }), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(3));
+        assert!(error.to_string().contains(&server.host()), "{error}");
+    }
 }
 
 #[tokio::test]
