@@ -27,8 +27,9 @@ impl Look {
         let mut command = Command::new(CRFS);
         command
             .args(["mount", image])
-            .arg(folder.join("target"))
+            .arg("target")
             .args(options)
+            .current_dir(folder)
             .env("TMPDIR", folder.join("tmp"))
             .stdin(Stdio::null())
             .stderr(Stdio::piped());
@@ -183,7 +184,7 @@ fn what_cannot_be_mounted_says_why_and_leaves_nothing() {
     let (code, said) = Look::start(&bed.folder().join("look"), &plain, &[]).fail();
     let layer = &serve::Image::of(&bed, &plain).layers[0];
     assert_eq!(code, Some(1));
-    let told = ["layer 0", layer.as_str(), "crfs convert"];
+    let told = ["layer 0", layer.as_str(), "crfs convert makes"];
     assert!(
         told.iter().all(|word| said.contains(word)),
         "{told:?}: {said}"

@@ -131,8 +131,8 @@ pub enum Error {
 ///
 /// # Errors
 /// [`Error`]; nothing stays mounted then.
-pub fn run(config: Config, request: Request, mounted: impl Fn(&Summary)) -> Result<(), Error> {
-    check_target(&request.target)?;
+pub fn run(config: Config, mut request: Request, mounted: impl Fn(&Summary)) -> Result<(), Error> {
+    request.target = check_target(&request.target)?;
     let folder = Folder::make(request.keep.as_deref())?;
     let runtime = runtime()?;
     let mut look = runtime.block_on(async { Look::new(&config, folder.path(), request) })?;
@@ -149,9 +149,10 @@ pub fn run(config: Config, request: Request, mounted: impl Fn(&Summary)) -> Resu
     outcome
 }
 
-fn check_target(path: &Path) -> Result<(), Error> {
-    let why = match std::fs::metadata(path) {
-        Ok(found) if found.is_dir() => return Ok(()),
+/// The folder as the kernel will name it, so that its mounts are found again.
+fn check_target(path: &Path) -> Result<PathBuf, Error> {
+    let why = match std::fs::canonicalize(path) {
+        Ok(found) if found.is_dir() => return Ok(found),
         Ok(_) => "it is not a folder".to_owned(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             "there is no such folder; make it first".to_owned()

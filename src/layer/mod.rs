@@ -62,10 +62,10 @@ pub enum NotLazy {
     /// A gzip-compressed tar without a TOC.
     #[error("an ordinary gzip layer without a TOC (crfs convert makes it eStargz)")]
     PlainGzip,
-    /// There is a TOC, but nothing promises which.
+    /// An ordinary layer, or one with a TOC that nothing promises.
     #[error(
-        "the TOC has no digest in annotation containerd.io/snapshot/stargz/toc.digest, so it \
-         cannot be verified"
+        "no annotation containerd.io/snapshot/stargz/toc.digest, as on every ordinary layer: what \
+         nobody promised cannot be verified (crfs convert makes an image that can be read lazily)"
     )]
     NoTocDigest,
     /// The blob is damaged or hostile.

@@ -265,3 +265,99 @@ async fn read_range(source: &dyn RangeSource, range: Range<u64>) -> Result<Bytes
     }
     Ok(bytes.freeze())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use futures::FutureExt as _;
+    use futures::future::BoxFuture;
+    use futures::stream::{self, StreamExt as _};
+
+    use super::*;
+    use crate::oci::MediaType;
+    use crate::registry::ByteStream;
+
+    struct Memory {
+        bytes: Bytes,
+        requests: AtomicU32,
+    }
+
+    impl RangeSource for Memory {
+        fn digest(&self) -> Digest {
+            Digest::of(&self.bytes)
+        }
+
+        fn size(&self) -> u64 {
+            self.bytes.len() as u64
+        }
+
+        fn range(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, registry::Error>> {
+            self.requests.fetch_add(1, Ordering::SeqCst);
+            let piece = slice(&self.bytes, range.start, range.end);
+            async move { Ok(stream::iter([Ok(piece)]).boxed()) }.boxed()
+        }
+    }
+
+    /// A blob whose TOC has this many bytes, after as much content as makes the usual guess wrong.
+    fn blob(toc: usize) -> Memory {
+        let real = include_bytes!("../stargz/testdata/estargz.blob");
+        let footer = &real[real.len() - Footer::MAX_LEN..];
+        let found = Footer::parse(footer, real.len() as u64).unwrap().unwrap();
+        // The footer says where the TOC begins, so content is put where it says nothing of.
+        let begin = usize::try_from(found.toc_offset).unwrap();
+        let mut bytes = vec![1; begin];
+        bytes.resize(begin + toc, 2);
+        bytes.extend_from_slice(footer);
+        Memory {
+            bytes: bytes.into(),
+            requests: AtomicU32::new(0),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_hint_saves_a_request_and_a_wrong_one_costs_one() {
+        let size = 200_000;
+        for (hinted, requests) in [
+            (None, 2),
+            (Some(size + 51), 1),
+            (Some(size + 20), 2),
+            (Some(0), 2),
+            (Some(u64::MAX), 1),
+        ] {
+            let blob = blob(200_000);
+            let (at, member) = read_toc_member(&blob, hinted).await.unwrap();
+            assert_eq!(at + 200_000 + 51, blob.size(), "{hinted:?}");
+            assert!(member.len() == 200_000 && member.iter().all(|byte| *byte == 2));
+            assert_eq!(blob.requests.into_inner(), requests, "{hinted:?}");
+        }
+    }
+
+    #[test]
+    fn a_hint_is_believed_within_bounds() {
+        for (text, tail) in [
+            ("900", Some(100)),
+            ("1000", Some(0)),
+            ("1001", None),
+            ("-1", None),
+            ("", None),
+            ("18446744073709551616", None),
+        ] {
+            let annotations = [(annotation::TOC_OFFSET.to_owned(), text.to_owned())];
+            let layer = |size| Descriptor {
+                media_type: MediaType::OciTarGzip,
+                digest: Digest::of(b""),
+                size,
+                annotations: annotations.clone().into(),
+                platform: None,
+                extra: serde_json::Map::new(),
+            };
+            assert_eq!(hint(&layer(1000)), tail, "{text}");
+            assert_eq!(
+                hint(&layer(u64::MAX)),
+                None,
+                "{text}: too much to read at once"
+            );
+        }
+    }
+}

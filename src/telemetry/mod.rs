@@ -85,7 +85,7 @@ fn unknown_level(filter: &str) -> Option<&str> {
     let mut words = filter.split(',').map(str::trim);
     words.find(|word| {
         let is_module = word.contains(['=', ':', '[']) || *word == env!("CARGO_PKG_NAME");
-        !is_module && word.parse::<LevelFilter>().is_err()
+        !is_module && (word.is_empty() || word.parse::<LevelFilter>().is_err())
     })
 }
 
