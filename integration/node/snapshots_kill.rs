@@ -241,7 +241,7 @@ async fn check(root: &RootFolder, client: &Client, actors: &mut [Actor]) {
 async fn run_until(root: &RootFolder, actors: &mut [Actor], crash: &str) -> bool {
     let mut daemon = Daemon::spawn(&root.path(), Some(crash));
     if let Some(client) = daemon.connect().await {
-        let calls = actors.iter_mut().map(|actor| actor.run(&client, 60));
+        let calls = actors.iter_mut().map(|actor| actor.run(&client, 500));
         futures::future::join_all(calls).await;
     }
     let has_died = daemon.has_ended();
