@@ -1,3 +1,7 @@
 //! The `crfs` binary: everything it does is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    crfs::cli::main()
+}

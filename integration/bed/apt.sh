@@ -53,6 +53,20 @@ apt_unpack_newer() {
 	apt_fetch "$folder" env APT_CONFIG="$root/apt.conf" apt-get "$@"
 }
 
+# apt_release_root: prints the configuration of a private apt that knows only Debian itself, in this machine's release, or
+# nothing where this machine has no Debian mirror.
+apt_release_root() {
+	local suite mirror
+	apt_update
+	suite=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+	mirror=$(apt_mirror)
+	[ -n "$mirror" ] && [ -n "$suite" ] && [ -r "$apt_keyring" ] || return 0
+	apt_private_root "$bed_cache/apt-$suite" "$suite" "$mirror"
+	if quietly "$bed_cache/apt.log" timeout 180 env APT_CONFIG="$bed_cache/apt-$suite/apt.conf" apt-get update; then
+		echo "$bed_cache/apt-$suite/apt.conf"
+	fi
+}
+
 apt_private_root() {
 	local root=$1 suite=$2 mirror=$3
 	mkdir -p "$root/lists/partial" "$root/cache/archives/partial" "$root/etc/preferences.d"

@@ -14,9 +14,10 @@ mkdir -p "$bed_cache/images"
 exec {lock}>"$bed_cache/images/$1.lock"
 flock "$lock"
 if [ ! -e "$out/index.json" ]; then
-	python=/usr/bin/python3
-	[ -x "$python" ] || python=$(command -v python3) || die "python3 is missing"
-	apt_update
+	tools_python
+	# Third parties' packages, which this machine may also know, would make another image.
+	apt=$(apt_release_root)
+	[ -z "$apt" ] || export APT_CONFIG=$apt
 	rm -rf "$bed_cache/images/$1-"*
 	PYTHONDONTWRITEBYTECODE=1 timeout 600 unshare --mount --propagation private "$python" "$bed_folder/mkimage.py" \
 		--cache "$bed_cache" "$spec" "$out" >&2 || die "the image $1 cannot be built"

@@ -59,31 +59,40 @@ machine_holds_overlay() {
 	return "$rc"
 }
 
-# machine_rust PROJECT: the toolchain must be at least the rust-version of Cargo.toml. An older default is replaced by
-# a newer toolchain of rustup's, if there is one or one can be fetched.
+# machine_rust PROJECT: the toolchain must be at least the rust-version of Cargo.toml. For an older default another toolchain of
+# rustup's is used, or one is fetched into the bed's own folder: those that the machine has are never changed.
 machine_rust() {
 	local want have toolchain
 	want=$(sed -nE 's/^rust-version *= *"([0-9.]+)".*/\1/p' "$1/Cargo.toml")
 	PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin
 	have=$(rust_version)
 	if ! version_at_least "$have" "$want" && command -v rustup >/dev/null; then
-		detail "rustc is ${have}: looking for a toolchain of rustup's with $want or newer"
-		for toolchain in $(rustup toolchain list | cut -d ' ' -f 1) fetch; do
-			if [ "$toolchain" = fetch ]; then
-				toolchain=stable
-				quietly "$bed_cache/rustup.log" timeout 300 rustup toolchain install --profile minimal \
-					-c clippy -c rustfmt stable || break
-			fi
-			have=$(RUSTUP_TOOLCHAIN=$toolchain rust_version)
-			if version_at_least "$have" "$want"; then
-				export RUSTUP_TOOLCHAIN=$toolchain
-				break
-			fi
+		detail "rustc is ${have}: looking for another toolchain with $want or newer"
+		for toolchain in $(rustup toolchain list | cut -d ' ' -f 1); do
+			! rust_use "$toolchain" "$want" || break
 		done
+		have=$(rust_version)
+		if ! version_at_least "$have" "$want"; then
+			rust_fetch "$want" || true
+			have=$(rust_version)
+		fi
 	fi
 	version_at_least "$have" "$want" ||
 		die "Rust $want or newer is needed, this machine has ${have/#0/none}: install it (rustup toolchain install stable) and run this again"
 	found rust "$have${RUSTUP_TOOLCHAIN:+ (toolchain $RUSTUP_TOOLCHAIN)}"
+}
+
+# rust_use TOOLCHAIN LEAST: uses that toolchain if it is new enough.
+rust_use() {
+	version_at_least "$(RUSTUP_TOOLCHAIN=$1 rust_version)" "$2" && export RUSTUP_TOOLCHAIN=$1
+}
+
+# rust_fetch VERSION: through rustup, into a home of the bed's own.
+rust_fetch() {
+	detail "fetching Rust $1 into $bed_cache/rustup"
+	RUSTUP_HOME=$bed_cache/rustup quietly "$bed_cache/rustup.log" timeout 600 \
+		rustup toolchain install --no-self-update --profile minimal -c clippy -c rustfmt "$1" || return 1
+	export RUSTUP_HOME=$bed_cache/rustup RUSTUP_TOOLCHAIN=$1
 }
 
 rust_version() { { rustc --version 2>/dev/null || echo 'rustc 0'; } | cut -d ' ' -f 2 | sed 's/-.*//'; }

@@ -60,7 +60,7 @@ containerd_start() {
 		"$containerd_bin/containerd" --config "$node_folder/containerd.toml"
 	containerd_pid=$process_pid
 	process_wait "$containerd_pid" 30 timeout 5 "$node_ctr" version >/dev/null ||
-		die "containerd does not start: see $node_folder/logs/containerd.log"
+		process_lost containerd "$node_folder/logs/containerd.log"
 }
 
 containerd_stop() {
@@ -84,10 +84,8 @@ crfs_start() {
 	done
 	process_start "$node_folder/logs/crfs.log" "${command[@]}"
 	crfs_pid=$process_pid
-	process_wait "$crfs_pid" 30 node_accepts "$crfs_socket" || {
-		tail -n 20 "$node_folder/logs/crfs.log" >&2
-		die "crfs does not start: see $node_folder/logs/crfs.log"
-	}
+	process_wait "$crfs_pid" 30 node_accepts "$crfs_socket" ||
+		process_lost crfs "$node_folder/logs/crfs.log"
 }
 
 # node_accepts SOCKET: whether somebody listens there.

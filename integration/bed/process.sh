@@ -27,6 +27,12 @@ process_wait() {
 	done
 }
 
+# process_lost NAME LOG: a process did not come up: shows the end of its log and dies.
+process_lost() {
+	tail -n 20 "$2" | sed 's/^/     | /' >&2
+	die "$1 does not start; its log is $2"
+}
+
 # process_stop PID SECONDS: SIGTERM, and SIGKILL to its process group when it does not end in time.
 process_stop() {
 	local deadline=$((SECONDS + $2)) rc=0

@@ -18,13 +18,13 @@ registry_start() {
 	process_start "$folder/registry.log" env OTEL_TRACES_EXPORTER=none "$registry_bin" serve "$folder/config.yml"
 	registry_pid=$process_pid
 	process_wait "$registry_pid" 20 grep -q 'listening on' "$folder/registry.log" ||
-		die "docker-registry does not start: see $folder/registry.log"
+		process_lost docker-registry "$folder/registry.log"
 	registry_direct=$(sed -nE 's/.*listening on ([0-9.:]+).*/\1/p' "$folder/registry.log" | tail -n 1)
 
 	: >"$folder/relay.out"
 	process_start "$folder/relay.out" "$python" "$bed_folder/relay.py" "$registry_direct" --log "$folder/access.jsonl" "$@"
 	relay_pid=$process_pid
-	process_wait "$relay_pid" 20 grep -q '^PORT=' "$folder/relay.out" || die "the relay does not start: see $folder/relay.out"
+	process_wait "$relay_pid" 20 grep -q '^PORT=' "$folder/relay.out" || process_lost "the relay" "$folder/relay.out"
 	registry_address=127.0.0.1:$(sed -n 's/^PORT=//p' "$folder/relay.out" | tail -n 1)
 	registry_log=$folder/access.jsonl
 }

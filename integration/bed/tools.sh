@@ -10,12 +10,23 @@ tools_for_build() {
 tools_for_bed() {
 	tools_install unshare:util-linux nsenter:util-linux setpriv:util-linux mount:mount curl:curl \
 		setfattr:attr gpgv:gpgv
-	if [ -x /usr/bin/python3 ]; then python=/usr/bin/python3; else
-		command -v python3 >/dev/null || apt_install python3-minimal
-		python=$(command -v python3)
-	fi
+	tools_python
 	tools_private registry_bin docker-registry docker-registry
-	tools_private runc_bin runc runc
+	tools_install runc:runc
+	runc_bin=$(command -v runc)
+	found runc "$("$runc_bin" --version | sed -n '1s/.* //p')"
+}
+
+# tools_python: Debian's Python if it is there, with the whole library (python3-minimal has a part of it).
+tools_python() {
+	local try
+	for try in 1 2; do
+		for python in /usr/bin/python3 "$(command -v python3 || true)"; do
+			! "$python" -c 'import concurrent.futures, http.server, tarfile' 2>/dev/null || return 0
+		done
+		[ "$try" = 2 ] || apt_install python3
+	done
+	die "Python 3 is installed but does not work"
 }
 
 # tools_install COMMAND:PACKAGE...: installs the packages of the commands that are missing.
@@ -27,8 +38,7 @@ tools_install() {
 	[ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
 }
 
-# tools_private VARIABLE COMMAND PACKAGE: a tool whose package would start a service or change the machine is
-# only unpacked.
+# tools_private VARIABLE COMMAND PACKAGE: a tool whose package would start a service is only unpacked.
 tools_private() {
 	local -n tool=$1
 	local folder=$bed_cache/tools/$3
@@ -36,11 +46,8 @@ tools_private() {
 		found "$2" "installed on this machine"
 		return
 	fi
-	tool=$(find "$folder" -type f -name "$2" -perm -u+x 2>/dev/null | head -n 1)
-	if [ -z "$tool" ]; then
-		apt_unpack "$folder" "$3" || die "$2 is missing and its package $3 cannot be fetched"
-		tool=$(find "$folder" -type f -name "$2" -perm -u+x | head -n 1)
-	fi
+	[ -d "$folder" ] || apt_unpack "$folder" "$3" || die "$2 is missing and its package $3 cannot be fetched"
+	tool=$(find "$folder" -type f -path "*bin/$2" | head -n 1)
 	found "$2" "package of this Debian, unpacked in a private folder"
 }
 

@@ -10,6 +10,7 @@
 #
 # Lines on standard input are commands: `crfs start|stop|kill`, `containerd start|stop|kill`, `clear` (end all
 # containers). Each is answered with KEY=VALUE lines and at last OK=1 or FAILED=1.
+# FOLDER/node/crfs.toml is the configuration of crfs: what is there already is used, else the background fetch is off.
 # The mounts are made in the caller's mount namespace: run the caller by pen.sh.
 set -euo pipefail
 # shellcheck source=bed.sh

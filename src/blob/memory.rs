@@ -84,6 +84,8 @@ impl ReadAt for InMemory {
         .boxed()
     }
 
+    fn will_read(&self, _: Range<u32>, _: Range<u32>) {}
+
     fn space(&self) -> Space {
         let layer = self.chunks.iter().map(|chunk| chunk.len() as u64).sum();
         Space {

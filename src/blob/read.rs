@@ -60,8 +60,8 @@ pub struct Space {
     pub disk_free: u64,
     /// Bytes of that disk that an unprivileged process may use.
     pub disk_available: u64,
-    /// Bytes of this layer's content that the cache holds because this layer brought them in.
-    /// What was evicted since is still counted, at most up to the size of the layer.
+    /// Bytes of this layer's content that the cache holds. What several layers share is counted
+    /// for each of them; may be some seconds old.
     pub layer: u64,
 }
 
@@ -84,6 +84,11 @@ pub trait ReadAt: Send + Sync {
         chunk: ChunkId,
         file: Range<u32>,
     ) -> BoxFuture<'static, Result<Bytes, ReadError>>;
+
+    /// Says that one read needs all of `chunks` of `file`, before they are fetched one by one:
+    /// those that are not held are asked for together. Waits for nothing. Without it the chunks of
+    /// one read may become several requests, and look like those of a sequential reader.
+    fn will_read(&self, chunks: Range<u32>, file: Range<u32>);
 
     /// Numbers for `statfs`: one system call on the cache's disk.
     fn space(&self) -> Space;

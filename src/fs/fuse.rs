@@ -44,9 +44,11 @@ const MAX_BACKGROUND: u16 = 64;
 const WANTED: InitFlags = InitFlags::FUSE_PARALLEL_DIROPS
     .union(InitFlags::FUSE_DO_READDIRPLUS)
     .union(InitFlags::FUSE_CACHE_SYMLINKS)
-    // File handles (overlayfs keeps them as the origin of copied-up files) stay valid when the
-    // kernel has forgotten the inode: it asks for "." of a node id, and ids are for ever.
-    .union(InitFlags::FUSE_EXPORT_SUPPORT)
+    // No file handles: overlayfs (xino, metacopy, index or redirect on) would keep them as the
+    // origin of copied-up files. When the kernel has forgotten the inode, what it opens by such a
+    // handle has no name and no place in the tree, and since 6.16 revalidating that fails without
+    // asking us: ESTALE for every copied-up file, the very thing that must never be.
+    .union(InitFlags::FUSE_NO_EXPORT_SUPPORT)
     // Containers in user namespaces get their layers by id-mapped mounts.
     .union(InitFlags::FUSE_ALLOW_IDMAP);
 

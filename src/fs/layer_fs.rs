@@ -84,19 +84,12 @@ impl LayerFs {
         self.index.find(ino)?.ok_or(Error::NoNode(ino))
     }
 
-    /// The entry `name` of a folder; `.` and `..` are themselves (file handles are opened by them).
+    /// The entry `name` of a folder.
     ///
     /// # Errors
     /// [`Error::NoEntry`], [`Error::LongName`], [`Error::NotFolder`], [`Error::Damaged`].
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Inode, Error> {
-        let node = self.getattr(parent)?;
-        if name == b"." {
-            return Ok(node);
-        }
-        let (above, entries) = folder(&node)?;
-        if name == b".." {
-            return self.getattr(above);
-        }
+        let (_, entries) = folder(&self.getattr(parent)?)?;
         if name.len() > MAX_NAME {
             return Err(Error::LongName);
         }
@@ -231,6 +224,9 @@ impl LayerFs {
         parts: Vec<Part>,
     ) -> BoxFuture<'static, Result<Buffer, Error>> {
         let content = Arc::clone(&self.content);
+        if let (Some(first), Some(last)) = (parts.first(), parts.last()) {
+            content.will_read(first.chunk.0..last.chunk.0.saturating_add(1), file.clone());
+        }
         let fetches = parts.iter().map(|part| {
             let part = *part;
             let fetch = content.fetch(part.chunk, file.clone());

@@ -10,17 +10,23 @@
 
 mod attr;
 mod buffers;
+mod config;
 mod counters;
 mod errno;
 mod error;
 mod fuse;
 pub mod index;
 mod layer_fs;
+mod memory;
 mod serve;
 
 pub use buffers::Buffer;
+pub use config::Config;
 pub use counters::{Counters, Counts};
 pub use error::Error;
 pub use index::{Index, Ino, Inode, Kind};
 pub use layer_fs::{Item, LayerFs, Reading, Statfs};
 pub use serve::{OpenMode, ServeError, ServeOptions, Served, serve};
+
+#[cfg(test)]
+mod tests;

@@ -2,8 +2,7 @@
 //!
 //! fuser runs one thread for each that is asked for and one that waits for them. Each of the
 //! former has a receive buffer of 16 MiB, of which a read-only file system touches the first page
-//! (requests are short): the rest stays address space, unless transparent huge pages are on
-//! `always`, which the daemon switches off for itself (prctl(PR_SET_THP_DISABLE)).
+//! (requests are short): the rest stays address space, for which `memory.rs` provides.
 //!
 //! One thread a mount is the default: it answers only from memory and cache, and 500 mounts must
 //! stay cheap. A second one helps where several readers of one layer run on several cores.
@@ -20,9 +19,9 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::fs::LayerFs;
 use crate::fs::counters::{Counters, Counts};
 use crate::fs::fuse::Adapter;
+use crate::fs::{LayerFs, memory};
 use crate::overlay::{DeviceId, FuseMount};
 
 /// How long the kernel may remember what it was told of a layer, which never changes: beyond any
@@ -188,6 +187,7 @@ pub fn serve(
     fs: Arc<LayerFs>,
     options: &ServeOptions,
 ) -> Result<Served, ServeError> {
+    memory::settle();
     let FuseMount { fd, device } = mount;
     let layer = *fs.index().blob();
     let counters = Arc::new(Counters::default());

@@ -3,12 +3,28 @@
 //! [`Layers`] is all the snapshotter knows of lazy layers. What it must persist to mount a layer
 //! again without a network is a [`LayerRecord`].
 
+mod flight;
+mod images;
+mod live;
+mod resolve;
+
 use std::path::Path;
 
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use crate::oci::{Digest, LayerLabels};
+
+pub use live::{LiveLayers, Parts};
+
+/// Section `[layers]` of the configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Repositories (`host/name`) whose layers may be read lazily although nothing promises their
+    /// content: legacy stargz, or eStargz without the TOC digest annotation. Default: none.
+    pub allow_unverified: Vec<String>,
+}
 
 /// What has to be known of a lazy layer to mount it again: after a restart, without a registry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -20,6 +20,28 @@ const FS_TYPE: &str = "fuse.crfs";
 /// Mounts of this machine. Needs CAP_SYS_ADMIN.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct System;
+
+impl System {
+    /// Mounts an overlay of `lower` folders, the top one first and at least two, read-only at
+    /// `target`. Whoever serves the folders must not be the calling thread.
+    ///
+    /// # Errors
+    /// What mount(2) said; `EINVAL` also if the folders' names do not fit into a page.
+    pub fn mount_overlay(&self, lower: &[PathBuf], target: &Path) -> io::Result<()> {
+        let lower: Vec<_> = lower
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect();
+        let options = CString::new(format!("lowerdir={}", lower.join(":")))?;
+        Ok(mount(
+            "crfs",
+            target,
+            "overlay",
+            MountFlags::RDONLY,
+            options.as_c_str(),
+        )?)
+    }
+}
 
 impl Mounter for System {
     fn mount_fuse(&self, target: &Path, source: &str) -> io::Result<FuseMount> {

@@ -395,6 +395,7 @@ async fn fetch(transport: &Transport, request: TokenRequest<'_>) -> Result<Token
         headers,
         authorization: request.authorization,
         payload: request.form.as_ref(),
+        confidential: request.form.is_some(),
     });
     let answer = answer.await?;
     if !answer.status().is_success() {

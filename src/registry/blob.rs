@@ -102,7 +102,7 @@ impl RemoteBlob {
             blob: self.clone(),
             rest: range,
             part: None,
-            patience: self.0.endpoint.patience(),
+            patience: self.0.endpoint.patience(&self.0.what),
             progress: 0,
         };
         reader.open().await?;

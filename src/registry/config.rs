@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// How registries are spoken to. Durations are written as people write them: `"10s"`, `"1m 30s"`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Hosts (`host` or `host:port`) spoken to over plain HTTP. Loopback hosts always are.
@@ -36,6 +36,9 @@ pub struct Config {
     /// Docker's `config.json`. Default: `$DOCKER_CONFIG/config.json`, else
     /// `~/.docker/config.json`.
     pub docker_config: Option<PathBuf>,
+    /// Folders, joined by `:`, in which credential helpers are looked for before those of
+    /// `$PATH` (which is short under systemd). Default: none.
+    pub helper_path: String,
     /// Longest run of a credential helper. Default: 10 s.
     #[serde(with = "humantime_serde")]
     pub helper_timeout: Duration,
@@ -52,6 +55,7 @@ impl Default for Config {
             retries: 10,
             max_pause: Duration::from_secs(20),
             docker_config: None,
+            helper_path: String::new(),
             helper_timeout: Duration::from_secs(10),
         }
     }
@@ -63,10 +67,10 @@ mod tests {
 
     #[test]
     fn durations_are_human_and_unknown_keys_refused() {
-        let config: Config =
-            toml::from_str("deadline = \"1m 30s\"\nplain_http = [\"r:5000\"]").unwrap();
+        let parse = serde_json::from_str::<Config>;
+        let config = parse(r#"{"deadline":"1m 30s","plain_http":["r:5000"]}"#).unwrap();
         assert_eq!(config.deadline, Duration::from_secs(90));
         assert_eq!(config.retries, Config::default().retries);
-        assert!(toml::from_str::<Config>("deadlines = \"1s\"").is_err());
+        assert!(parse(r#"{"deadlines":"1s"}"#).is_err());
     }
 }

@@ -41,6 +41,8 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 #[derive(Debug, Clone)]
 pub struct DockerConfig {
     path: PathBuf,
+    /// `$PATH` of helpers.
+    helper_path: String,
     helper_timeout: Duration,
 }
 
@@ -78,7 +80,12 @@ impl DockerConfig {
             None => Path::new(&std::env::var_os("HOME").unwrap_or("/root".into())).join(".docker"),
         };
         let path = config.docker_config.clone();
+        let usual = std::env::var("PATH").unwrap_or_default();
         Self {
+            helper_path: match config.helper_path.is_empty() {
+                true => usual,
+                false => format!("{}:{usual}", config.helper_path),
+            },
             path: path.unwrap_or_else(|| folder().join("config.json")),
             helper_timeout: config.helper_timeout,
         }
@@ -137,7 +144,7 @@ impl DockerConfig {
         if helper.contains('/') {
             return Err(broken("a helper's name has no slash".to_owned()));
         }
-        let run = run(&program, server);
+        let run = run(&program, server, &self.helper_path);
         let (ok, output) = tokio::time::timeout(self.helper_timeout, run)
             .await
             .map_err(|_| broken(format!("no answer within {:?}", self.helper_timeout)))?
@@ -268,9 +275,10 @@ fn split(key: &str) -> (&str, &str) {
 }
 
 /// Runs `program get`; yields whether it succeeded and what it printed. Dropped, it is killed.
-async fn run(program: &str, server: &str) -> std::io::Result<(bool, Vec<u8>)> {
+async fn run(program: &str, server: &str, path: &str) -> std::io::Result<(bool, Vec<u8>)> {
     let mut child = Command::new(program)
         .arg("get")
+        .env("PATH", path)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

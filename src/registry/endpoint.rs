@@ -82,13 +82,13 @@ impl Endpoint {
         url
     }
 
-    pub(super) fn patience(&self) -> Patience {
-        Patience::new(&self.config)
+    pub(super) fn patience(&self, what: &Arc<str>) -> Patience {
+        Patience::new(&self.config, what, &self.name)
     }
 
     /// Calls until the answer is a success, an error that will not change, or patience ends.
     pub(super) async fn call(&self, call: &Call) -> Result<Answer, Error> {
-        let mut patience = self.patience();
+        let mut patience = self.patience(&call.what);
         loop {
             match patience.within(self.attempt(call)).await {
                 Ok(answer) => return Ok(answer),
@@ -99,7 +99,7 @@ impl Endpoint {
 
     /// Calls likewise, and reads the whole body, of at most `max` bytes.
     pub(super) async fn read(&self, call: &Call, max: u64) -> Result<Document, Error> {
-        let mut patience = self.patience();
+        let mut patience = self.patience(&call.what);
         let attempt = async || {
             let answer = self.attempt(call).await?;
             let (host, headers) = (answer.host(), answer.headers().clone());
@@ -149,6 +149,7 @@ impl Endpoint {
                 headers: call.headers.clone(),
                 authorization: grant.as_deref().map(Grant::header),
                 payload: call.payload.as_ref(),
+                confidential: false,
             });
             let answer = answer.await?;
             let asked_at_home = home && answer.at_home;

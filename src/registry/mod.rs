@@ -20,10 +20,16 @@ mod endpoint;
 mod error;
 mod host;
 mod payload;
+mod push;
 mod retry;
 mod source;
 mod traffic;
 mod transport;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use client::{Client, Fetched};
 pub use config::Config;
@@ -31,5 +37,6 @@ pub use credentials::{Anonymous, Chain, Credential, Credentials, Found, Secret};
 pub use docker_config::DockerConfig;
 pub use error::Error;
 pub use payload::Payload;
+pub use push::Pushed;
 pub use source::{ByteStream, RangeSource};
 pub use traffic::Traffic;

@@ -17,15 +17,20 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The patience of one operation: pauses grow, and end with the deadline.
 pub(super) struct Patience {
     config: Arc<Config>,
+    /// What is asked for, and of whom, for the error at the end.
+    what: Arc<str>,
+    host: String,
     pauses: ExponentialBackoff,
     deadline: Instant,
     last: Option<Error>,
 }
 
 impl Patience {
-    pub(super) fn new(config: &Arc<Config>) -> Self {
+    pub(super) fn new(config: &Arc<Config>, what: &Arc<str>, host: &str) -> Self {
         Self {
             config: Arc::clone(config),
+            what: Arc::clone(what),
+            host: host.to_owned(),
             pauses: pauses(config),
             deadline: Instant::now() + config.deadline,
             last: None,
@@ -34,7 +39,12 @@ impl Patience {
 
     /// There was progress: start over.
     pub(super) fn renew(&mut self) {
-        *self = Self::new(&self.config);
+        *self = Self::new(&self.config, &self.what, &self.host);
+    }
+
+    /// Time went by in progress: the deadline counts from now, the attempts made stay made.
+    pub(super) fn extend(&mut self) {
+        self.deadline = Instant::now() + self.config.deadline;
     }
 
     /// Runs one attempt, but not beyond the deadline.
@@ -69,10 +79,14 @@ impl Patience {
 
     fn over(&mut self) -> Error {
         let last = self.last.take();
-        let none = || Error::Protocol("the registry is too slow".to_owned());
+        let silent = || Error::Stalled {
+            what: Arc::clone(&self.what),
+            host: self.host.clone(),
+            after: self.config.deadline,
+        };
         Error::Deadline {
             after: self.config.deadline,
-            last: Arc::new(last.unwrap_or_else(none)),
+            last: Arc::new(last.unwrap_or_else(silent)),
         }
     }
 }

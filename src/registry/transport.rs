@@ -8,9 +8,9 @@
 use std::error::Error as StdError;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use reqwest::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, HeaderMap, HeaderValue, LOCATION,
 };
@@ -29,6 +29,8 @@ const MAX_REDIRECTS: usize = 5;
 const MAX_LOCATION: usize = 16 << 10;
 /// What an answer may say about its error, in bytes.
 const MAX_DETAIL: usize = 4 << 10;
+/// Connections younger than this are fresh.
+const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
 const USER_AGENT: &str = concat!("crfs/", env!("CARGO_PKG_VERSION"));
 /// Flow-control windows of HTTP/2, in bytes: 4 MiB is 50 ms at 650 Mbit/s for each stream.
 const STREAM_WINDOW: u32 = 4 << 20;
@@ -43,6 +45,8 @@ pub(super) struct Request<'a> {
     pub(super) headers: HeaderMap,
     pub(super) authorization: Option<HeaderValue>,
     pub(super) payload: Option<&'a Payload>,
+    /// The payload is a secret, for this origin only.
+    pub(super) confidential: bool,
 }
 
 /// The head of an answer; its body is still to be read.
@@ -61,6 +65,7 @@ pub(super) struct Answer {
 pub(super) struct Transport {
     /// Replaced to get fresh connections; see [`Transport::reconnect`].
     client: RwLock<Client>,
+    reconnected: Mutex<Option<Instant>>,
     recipe: Recipe,
     guard: Guard,
     limits: Limits,
@@ -86,6 +91,7 @@ impl Transport {
         };
         Ok(Self {
             client: RwLock::new(recipe.client(&guard)?),
+            reconnected: Mutex::default(),
             recipe,
             guard,
             limits: Limits {
@@ -106,6 +112,13 @@ impl Transport {
             }
             let next = next_url(&request, &response)?;
             if !same_origin(&next, &request.url) {
+                if request.confidential {
+                    return Err(Error::Redirect {
+                        what: Arc::clone(request.what),
+                        host: host_of(&request.url),
+                        why: "it would carry a secret to another host".to_owned(),
+                    });
+                }
                 at_home = false;
                 request.authorization = None;
             }
@@ -118,8 +131,15 @@ impl Transport {
         })
     }
 
-    /// Drops all pooled connections, so that the next request gets a fresh one.
+    /// Drops all pooled connections, so that the next request gets a fresh one. HTTP/2 needs
+    /// this: giving up one of its streams keeps the connection. Those who stalled together
+    /// reconnect once.
     pub(super) fn reconnect(&self) {
+        let mut last = self.reconnected.lock();
+        if last.is_some_and(|last| last.elapsed() < RECONNECT_PAUSE) {
+            return;
+        }
+        *last = Some(Instant::now());
         match self.recipe.client(&self.guard) {
             Ok(client) => *self.client.write() = client,
             Err(error) => tracing::warn!(%error, "cannot renew connections"),
@@ -377,7 +397,7 @@ pub(super) fn explain(error: &reqwest::Error, what: &Arc<str>, url: &Url) -> Err
             let host = host.clone();
             return Error::Egress { what, host };
         }
-        if let Some(tls) = find::<rustls::Error>(cause) {
+        if let Some(tls) = find::<rustls::Error>(cause).filter(|tls| is_lasting(tls)) {
             let why = tls.to_string();
             return Error::Tls { what, host, why };
         }
@@ -387,14 +407,19 @@ pub(super) fn explain(error: &reqwest::Error, what: &Arc<str>, url: &Url) -> Err
     Error::Unreachable { what, host, why }
 }
 
-/// `error` itself as a `T`, or the `T` inside an `io::Error` (whose `source` skips it).
+/// Whether a handshake would fail the same way again: wrong certificate, or no TLS at all.
+const fn is_lasting(error: &rustls::Error) -> bool {
+    use rustls::Error::{InvalidCertificate, InvalidMessage, PeerIncompatible};
+    matches!(
+        error,
+        InvalidCertificate(_) | InvalidMessage(_) | PeerIncompatible(_)
+    )
+}
+
+/// `error` itself as a `T`, or the `T` inside an `io::Error` (whose `source` skips what it wraps;
+/// connectors wrap twice).
 fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
-    let inner = || {
-        error
-            .downcast_ref::<io::Error>()?
-            .get_ref()?
-            .downcast_ref::<T>()
-    };
+    let inner = || find(error.downcast_ref::<io::Error>()?.get_ref()?);
     error.downcast_ref::<T>().or_else(inner)
 }
 

@@ -10,6 +10,7 @@ mod status;
 use containerd_snapshots::api::snapshots::v1 as api;
 use containerd_snapshots::api::snapshots::v1::snapshots_server::{Snapshots, SnapshotsServer};
 use futures::stream::{BoxStream, StreamExt as _};
+use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
 pub use status::status;
@@ -30,6 +31,24 @@ pub fn server(snapshotter: Snapshotter) -> SnapshotsServer<Service> {
     SnapshotsServer::new(Service(snapshotter))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE)
+}
+
+/// Why serving ended by itself.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct ServeError(#[from] tonic::transport::Error);
+
+/// Serves on connections of `incoming` until `end`, then lets answers under way finish.
+///
+/// # Errors
+/// The listener failed for good.
+pub async fn serve(
+    snapshotter: Snapshotter,
+    incoming: UnixListenerStream,
+    end: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let server = tonic::transport::Server::builder().add_service(server(snapshotter));
+    Ok(server.serve_with_incoming_shutdown(incoming, end).await?)
 }
 
 type Answer<T> = Result<Response<T>, Status>;

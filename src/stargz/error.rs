@@ -163,9 +163,6 @@ pub enum EntryError {
     /// Something that is not a directory has the root's name, or links to the root.
     #[error("the root is a directory, and nothing else can be or link to it")]
     Root,
-    /// A `*Base64` key does not hold standard base64.
-    #[error("its {0} is not base64")]
-    RawName(&'static str),
     /// The `type` is not one that the format knows.
     #[error("its type {0} is unknown")]
     Type(String),

@@ -200,3 +200,138 @@ fn nibble(digit: u8) -> Option<u64> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BLOB: u64 = 1000;
+
+    fn footer(format: Format, toc_offset: &str) -> Vec<u8> {
+        let mut footer = vec![0x1f, 0x8b, 8, FEXTRA, 0, 0, 0, 0, 0, 0xff];
+        footer.extend_from_slice(format.extra_head());
+        footer.extend_from_slice(toc_offset.as_bytes());
+        footer.extend_from_slice(MAGIC);
+        footer.extend_from_slice(&EMPTY_BODY);
+        assert_eq!(footer.len(), format.footer_len());
+        footer
+    }
+
+    /// The footer behind the end of other data, as a reader cuts it out of a blob.
+    fn tail(footer: &[u8]) -> Vec<u8> {
+        let mut tail = vec![0xaa; Footer::MAX_LEN - footer.len()];
+        tail.extend_from_slice(footer);
+        tail
+    }
+
+    #[test]
+    fn both_formats_are_read() {
+        for format in [Format::EStargz, Format::Stargz] {
+            let end = BLOB - format.footer_len() as u64;
+            for toc_offset in [1, 0xab, end - 1] {
+                let tail = tail(&footer(format, &format!("{toc_offset:016x}")));
+                let found = Footer::parse(&tail, BLOB).unwrap();
+                let footer = Footer { toc_offset, format };
+                assert_eq!(found, Some(footer));
+                assert_eq!(BLOB - footer.len() as u64, end);
+            }
+        }
+    }
+
+    #[test]
+    fn a_toc_offset_outside_the_blob_is_refused() {
+        for format in [Format::EStargz, Format::Stargz] {
+            let end = BLOB - format.footer_len() as u64;
+            for lie in [0, end, BLOB, BLOB + 1, 1 << 40, i64::MAX as u64, u64::MAX] {
+                let tail = tail(&footer(format, &format!("{lie:016x}")));
+                let refused = Footer::parse(&tail, BLOB);
+                assert_eq!(refused, Err(Error::TocOffset { offset: lie, end }));
+            }
+        }
+        let alone = footer(Format::EStargz, "0000000000000001");
+        assert!(matches!(
+            Footer::parse(&alone, alone.len() as u64),
+            Err(Error::TocOffset { offset: 1, end: 0 })
+        ));
+    }
+
+    #[test]
+    fn what_only_looks_like_a_footer_is_refused() {
+        for format in [Format::EStargz, Format::Stargz] {
+            for hex in [
+                "00000000000000AB",
+                "000000000000-001",
+                "+000000000000001",
+                "zzzzzzzzzzzzzzzz",
+            ] {
+                let refused = Footer::parse(&tail(&footer(format, hex)), BLOB);
+                assert!(matches!(refused, Err(Error::Footer { format: f, .. }) if f == format));
+            }
+            let good = footer(format, "00000000000000ab");
+            // Flags, extra field, subfield, magic, body, trailer; not time, XFL and OS.
+            for at in (3..good.len()).filter(|at| !(4..FIXED).contains(at)) {
+                let mut bad = good.clone();
+                bad[at] ^= 0x80;
+                let refused = Footer::parse(&tail(&bad), BLOB);
+                assert!(
+                    matches!(refused, Err(Error::Footer { .. })),
+                    "{format} byte {at}"
+                );
+            }
+        }
+        let external = [
+            &[0x1f, 0x8b, 8, FEXTRA, 0, 0, 0, 0, 0, 0xff],
+            EXTERNAL,
+            &EMPTY_BODY,
+        ]
+        .concat();
+        assert_eq!(external.len(), EXTERNAL_LEN);
+        assert_eq!(
+            Footer::parse(&tail(&external), BLOB),
+            Err(Error::ExternalToc)
+        );
+    }
+
+    #[test]
+    fn an_ordinary_blob_is_none_of_ours() {
+        for len in [0, 1, 10, 39, 40, 45, 46, 47, 50, 51] {
+            assert_eq!(Footer::parse(&vec![0; len], len as u64), Ok(None), "{len}");
+            let cut = footer(Format::EStargz, "00000000000000ab");
+            let cut = &cut[cut.len() - len..];
+            let outcome = Footer::parse(cut, len as u64);
+            assert_eq!(outcome.is_ok(), len < 51, "{len}");
+        }
+        assert!(matches!(
+            Footer::parse(&[0; 51], 50),
+            Err(Error::FooterTail {
+                tail: 51,
+                blob_size: 50
+            })
+        ));
+    }
+
+    #[test]
+    fn a_true_footer_wins_over_one_that_looks_like_another() {
+        let mut tail = tail(&footer(Format::Stargz, "00000000000000ab"));
+        tail[..4].copy_from_slice(&[0x1f, 0x8b, 8, FEXTRA]);
+        let found = Footer::parse(&tail, BLOB).unwrap().unwrap();
+        assert_eq!((found.toc_offset, found.format), (0xab, Format::Stargz));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(tail: Vec<u8>, blob_size: u64) {
+            let _ = Footer::parse(&tail, blob_size);
+        }
+
+        #[test]
+        fn an_offset_is_never_outside(offset: u64, blob_size: u64) {
+            let tail = footer(Format::EStargz, &format!("{offset:016x}"));
+            if let Ok(Some(found)) = Footer::parse(&tail, blob_size) {
+                prop_assert!(0 < found.toc_offset && found.toc_offset < blob_size - 51);
+            }
+        }
+    }
+}

@@ -24,6 +24,7 @@ mod error;
 mod footer;
 mod member;
 mod toc;
+pub mod write;
 
 use crate::oci::Digest;
 
@@ -90,16 +91,4 @@ pub fn verify_chunk(content: &[u8], expected: &Digest) -> Result<(), Error> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_chunk_is_its_digest_or_refused() {
-        let digest = Digest::of(b"content");
-        assert!(verify_chunk(b"content", &digest).is_ok());
-        for wrong in [&b"contenu"[..], b"conten", b"content\0", b""] {
-            let refused = verify_chunk(wrong, &digest);
-            assert!(matches!(refused, Err(Error::ChunkDigest { .. })));
-        }
-    }
-}
+mod tests;

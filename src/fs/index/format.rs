@@ -37,6 +37,9 @@ pub const HAS_OPAQUE: u32 = 2;
 /// Flag: some file has a POSIX ACL.
 pub const HAS_ACL: u32 = 4;
 
+/// In an inode's mode: a folder that the TOC does not list.
+pub const IMPLICIT: u32 = 1 << 16;
+
 /// In a chunk record's size: nothing promises the content, the digest only names it.
 pub const UNVERIFIED: u32 = 1 << 31;
 
@@ -102,7 +105,7 @@ pub struct Header {
 /// An inode record. What `a`, `b` and `c` mean depends on the type in `mode`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct InodeRecord {
-    /// Type (`S_IFMT`) and permissions, as in `stat`.
+    /// Type (`S_IFMT`) and permissions, as in `stat`, with [`IMPLICIT`].
     pub mode: u32,
     /// Owner.
     pub uid: u32,

@@ -7,8 +7,8 @@ use std::path::Path;
 use crate::blob::{ChunkId, ChunkInfo, LayerMap, Member, MemberId, Proof};
 use crate::fs::index::error::{Damaged, Error};
 use crate::fs::index::format::{
-    CHUNK_LEN, ChunkRecord, DIRENT_LEN, DirentRecord, HAS_ACL, HAS_OPAQUE, HAS_XATTRS, INODE_LEN,
-    InodeRecord, MEMBER_LEN, MemberRecord, Section, UNVERIFIED,
+    CHUNK_LEN, ChunkRecord, DIRENT_LEN, DirentRecord, HAS_ACL, HAS_OPAQUE, HAS_XATTRS, IMPLICIT,
+    INODE_LEN, InodeRecord, MEMBER_LEN, MemberRecord, Section, UNVERIFIED,
 };
 use crate::fs::index::mapped::Mapped;
 use crate::fs::index::tree::{S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG};
@@ -47,6 +47,8 @@ pub struct Inode {
     pub mtime: i64,
     /// Modification time: nanoseconds, below 10^9.
     pub mtime_nanos: u32,
+    /// A folder that the TOC does not list: its attributes are made up.
+    pub implicit: bool,
     xattrs: u32,
 }
 
@@ -332,6 +334,7 @@ impl Index {
             nlink: record.nlink,
             mtime: record.mtime,
             mtime_nanos: record.nanos,
+            implicit: record.mode & IMPLICIT != 0,
             xattrs: record.xattrs,
         })
     }

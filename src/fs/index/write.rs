@@ -11,7 +11,7 @@ use std::path::Path;
 use crate::fs::index::error::{Error, io_error};
 use crate::fs::index::format::{
     BLOCK, CHUNK_LEN, ChunkRecord, DirentRecord, HAS_ACL, HAS_OPAQUE, HAS_XATTRS, HEADER_LEN,
-    Header, InodeRecord, SECTIONS, Span,
+    Header, IMPLICIT, InodeRecord, SECTIONS, Span,
 };
 use crate::fs::index::layout::{Layout, NOWHERE, Totals};
 use crate::fs::index::members::Members;
@@ -280,8 +280,9 @@ fn inode(node: &Node, number: u32, layout: &Layout, first_entry: u32) -> InodeRe
         Is::Symlink { target, len } => (u64::from(len), names_len + target, 0),
         Is::Device { major, minor } => (0, major, minor),
     };
+    let implicit = matches!(node.is, Is::Folder { implicit: true, .. });
     InodeRecord {
-        mode: node.mode,
+        mode: node.mode | if implicit { IMPLICIT } else { 0 },
         uid: node.uid,
         gid: node.gid,
         nlink: get(&layout.links),

@@ -1,10 +1,7 @@
 //! The TOC's JSON, read as a stream: each entry is handed on as soon as it is parsed.
 //!
 //! Keys and their meaning are those of stargz-snapshotter `estargz/types.go`; a key that is left
-//! out stands for zero or the empty string, as Go's `omitempty` leaves it out. Two keys extend the
-//! format: `nameBase64` and `linkNameBase64` hold, in standard base64, a name or link target that
-//! is not UTF-8 and for which `name` and `linkName` are only a likeness; readers that do not know
-//! them ignore them.
+//! out stands for zero or the empty string, as Go's `omitempty` leaves it out.
 //!
 //! Strict: a known key occurs once and has the right type, numbers are integers in range, nothing
 //! follows the document. Unknown keys are read over, nested at most as deep as `serde_json` allows
@@ -31,12 +28,10 @@ pub(super) trait Sink<'de> {
 #[derive(Default)]
 pub(super) struct RawEntry<'a> {
     pub name: Option<Cow<'a, str>>,
-    pub name_base64: Option<Cow<'a, str>>,
     pub kind: Cow<'a, str>,
     pub size: u64,
     pub modtime: Cow<'a, str>,
     pub link_name: Cow<'a, str>,
-    pub link_name_base64: Option<Cow<'a, str>>,
     pub mode: i64,
     pub uid: u64,
     pub gid: u64,
@@ -135,12 +130,10 @@ impl<'de, S: Sink<'de>> Visitor<'de> for Entries<'_, S> {
 #[serde(field_identifier, rename_all = "camelCase")]
 enum Key {
     Name,
-    NameBase64,
     Type,
     Size,
     Modtime,
     LinkName,
-    LinkNameBase64,
     Mode,
     Uid,
     Gid,
@@ -183,12 +176,10 @@ impl<'de> Visitor<'de> for EntryVisitor {
             seen |= bit;
             match key {
                 Key::Name => entry.name = Some(text(&mut map)?),
-                Key::NameBase64 => entry.name_base64 = Some(text(&mut map)?),
                 Key::Type => entry.kind = text(&mut map)?,
                 Key::Size => entry.size = map.next_value()?,
                 Key::Modtime => entry.modtime = text(&mut map)?,
                 Key::LinkName => entry.link_name = text(&mut map)?,
-                Key::LinkNameBase64 => entry.link_name_base64 = Some(text(&mut map)?),
                 Key::Mode => entry.mode = map.next_value()?,
                 Key::Uid => entry.uid = map.next_value()?,
                 Key::Gid => entry.gid = map.next_value()?,

@@ -15,6 +15,8 @@ mod unpack;
 mod walk;
 mod xattr;
 
+use std::borrow::Cow;
+
 use crate::oci::Digest;
 use crate::stargz::{Error, Limits};
 
@@ -101,6 +103,14 @@ impl Toc {
         };
         let outcome = walk::walk(&self.json, &rules, &mut sink);
         refused.map_or_else(|| outcome.map_err(E::from), Err)
+    }
+}
+
+/// A string's bytes, borrowed if it was.
+fn bytes(name: Cow<'_, str>) -> Cow<'_, [u8]> {
+    match name {
+        Cow::Borrowed(name) => Cow::Borrowed(name.as_bytes()),
+        Cow::Owned(name) => Cow::Owned(name.into_bytes()),
     }
 }
 

@@ -5,8 +5,6 @@
 
 use std::borrow::Cow;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde::de::DeserializeSeed as _;
 
 use crate::stargz::error::quoted;
@@ -14,7 +12,7 @@ use crate::stargz::toc::chunks::Gather;
 use crate::stargz::toc::json::{Document, RawEntry, Sink};
 use crate::stargz::toc::name::{PATH_MAX, clean};
 use crate::stargz::toc::xattr::{self, Bearer};
-use crate::stargz::toc::{Entry, EntryKind, time};
+use crate::stargz::toc::{Entry, EntryKind, bytes, time};
 use crate::stargz::{EntryError, Error, Limits};
 
 /// The one version of the format.
@@ -169,8 +167,8 @@ fn entry<'a>(
     rules: &Rules<'_>,
 ) -> Result<Entry<'a>, EntryError> {
     let name = raw.name.ok_or(EntryError::NameMissing)?;
-    let name = clean(own_bytes(name, raw.name_base64, "nameBase64")?)?;
-    let link = own_bytes(raw.link_name, raw.link_name_base64, "linkNameBase64")?;
+    let name = clean(bytes(name))?;
+    let link = bytes(raw.link_name);
     let device = (raw.dev_major, raw.dev_minor);
     let kind = match &*raw.kind {
         "dir" => EntryKind::Dir,
@@ -211,22 +209,6 @@ fn entry<'a>(
         xattrs: xattr::admit(raw.xattrs, bearer)?,
         name,
         kind,
-    })
-}
-
-/// The bytes of a string, or those that its base64 twin has.
-fn own_bytes<'a>(
-    text: Cow<'a, str>,
-    base64: Option<Cow<'_, str>>,
-    key: &'static str,
-) -> Result<Cow<'a, [u8]>, EntryError> {
-    if let Some(base64) = base64 {
-        let bytes = STANDARD.decode(&*base64);
-        return bytes.map(Cow::Owned).map_err(|_| EntryError::RawName(key));
-    }
-    Ok(match text {
-        Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
-        Cow::Owned(text) => Cow::Owned(text.into_bytes()),
     })
 }
 
@@ -278,12 +260,11 @@ fn in_range(value: u64, max: u32) -> Option<u32> {
     u32::try_from(value).ok().filter(|value| *value <= max)
 }
 
-/// The parser's message may quote a string of any length from the TOC.
+/// The parser's message may quote a string of any length from the TOC (escaped, but whole).
 fn malformed(error: &serde_json::Error) -> Error {
-    let what: String = error.to_string().chars().take(MAX_JSON_ERROR).collect();
     Error::TocJson {
         line: error.line(),
         column: error.column(),
-        what: what.escape_debug().to_string(),
+        what: error.to_string().chars().take(MAX_JSON_ERROR).collect(),
     }
 }

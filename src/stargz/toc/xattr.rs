@@ -21,6 +21,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::stargz::EntryError;
 use crate::stargz::error::quoted;
+use crate::stargz::toc::bytes;
 
 /// `XATTR_NAME_MAX`.
 const NAME_MAX: usize = 255;
@@ -87,24 +88,18 @@ fn policy(name: &str, bearer: Bearer) -> Policy {
 }
 
 fn decode(name: &str, value: &str) -> Result<Vec<u8>, EntryError> {
-    let largest = SIZE_MAX.div_ceil(3) * 4;
-    if value.len() > largest {
-        return Err(large(name, value.len() / 4 * 3));
+    // Judged before it is decoded: a value may be as long as the TOC.
+    let padding = value.len() - value.trim_end_matches('=').len();
+    let size = (value.len() / 4 * 3).saturating_sub(padding);
+    if size > SIZE_MAX {
+        return Err(EntryError::XattrLarge {
+            name: quoted(name.as_bytes()),
+            size,
+        });
     }
-    let value = STANDARD
+    STANDARD
         .decode(value)
-        .map_err(|_| EntryError::XattrBase64(quoted(name.as_bytes())))?;
-    if value.len() > SIZE_MAX {
-        return Err(large(name, value.len()));
-    }
-    Ok(value)
-}
-
-fn large(name: &str, size: usize) -> EntryError {
-    EntryError::XattrLarge {
-        name: quoted(name.as_bytes()),
-        size,
-    }
+        .map_err(|_| EntryError::XattrBase64(quoted(name.as_bytes())))
 }
 
 fn sorted(mut kept: Decoded<'_>) -> Result<Decoded<'_>, EntryError> {
@@ -159,9 +154,157 @@ fn is_acl(value: &[u8]) -> bool {
     entries.0.is_empty() || (seen & base == base && (seen & NAMED == 0 || seen & MASK != 0))
 }
 
-fn bytes(name: Cow<'_, str>) -> Cow<'_, [u8]> {
-    match name {
-        Cow::Borrowed(name) => Cow::Borrowed(name.as_bytes()),
-        Cow::Owned(name) => Cow::Owned(name.into_bytes()),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(name: &str, value: &[u8], bearer: Bearer) -> Result<bool, EntryError> {
+        let value = STANDARD.encode(value);
+        let kept = admit(vec![(name.into(), value.into())], bearer)?;
+        Ok(kept.len() == 1)
+    }
+
+    fn acl(entries: &[(u16, u16)]) -> Vec<u8> {
+        let mut value = 2_u32.to_le_bytes().to_vec();
+        for (tag, perm) in entries {
+            value.extend(tag.to_le_bytes());
+            value.extend(perm.to_le_bytes());
+            value.extend(1000_u32.to_le_bytes());
+        }
+        value
+    }
+
+    #[test]
+    fn the_policy_is_as_the_table_says() {
+        use Bearer::{Dir, File, Other};
+        for (name, bearer, kept) in [
+            ("user.a", File, true),
+            ("user.a", Dir, true),
+            ("user.a", Other, false),
+            ("user.", File, false),
+            ("user", File, false),
+            ("user.overlay.redirect", Dir, false),
+            ("user.overlay.overlay.opaque", Dir, false),
+            ("user.overlayed", Dir, true),
+            ("trusted.overlay.redirect", Dir, false),
+            ("trusted.overlay.metacopy", File, false),
+            ("trusted.overlay.overlay.opaque", Dir, false),
+            ("trusted.a", File, false),
+            ("security.ima", File, true),
+            ("security.selinux", File, false),
+            ("security.evm", File, false),
+            ("security.SMACK64", File, false),
+            ("security.a", File, false),
+            ("system.posix_acl_access", Other, false),
+            ("system.posix_acl_default", File, false),
+            ("system.nfs4_acl", File, false),
+            ("btrfs.compression", File, false),
+            ("com.apple.quarantine", File, false),
+            ("USER.a", File, false),
+        ] {
+            assert_eq!(one(name, b"/secret", bearer), Ok(kept), "{name} {bearer:?}");
+        }
+    }
+
+    #[test]
+    fn capabilities_are_checked() {
+        let v2 = [&0x0200_0001_u32.to_le_bytes()[..], &[0xff; 16]].concat();
+        let v3 = [&0x0300_0000_u32.to_le_bytes()[..], &[0; 20]].concat();
+        for bearer in [Bearer::File, Bearer::Dir, Bearer::Other] {
+            assert_eq!(one("security.capability", &v2, bearer), Ok(true));
+            assert_eq!(one("security.capability", &v3, bearer), Ok(true));
+        }
+        let mut unknown = v2.clone();
+        unknown[3] = 4;
+        let mut flags = v2.clone();
+        flags[0] |= 2;
+        let long = vec![2; 64 << 10];
+        for bad in [&v2[..19], &v3[..20], &v3[..3], &[], &unknown, &flags, &long] {
+            let refused = one("security.capability", bad, Bearer::File);
+            assert!(matches!(refused, Err(EntryError::XattrMalformed(_))));
+        }
+    }
+
+    #[test]
+    fn acls_are_checked() {
+        let check = |value: &[u8]| one("system.posix_acl_access", value, Bearer::File);
+        for good in [
+            acl(&[]),
+            acl(&[(1, 7), (4, 5), (32, 0)]),
+            acl(&[
+                (1, 7),
+                (2, 6),
+                (2, 4),
+                (4, 5),
+                (8, 1),
+                (8, 2),
+                (16, 7),
+                (32, 4),
+            ]),
+        ] {
+            assert_eq!(check(&good), Ok(true));
+        }
+        let mut version = acl(&[]);
+        version[0] = 1;
+        for bad in [
+            version,
+            acl(&[])[..3].to_vec(),
+            acl(&[(1, 7), (4, 5), (32, 0)])[..27].to_vec(),
+            acl(&[(1, 7), (4, 5)]),
+            acl(&[(1, 7), (4, 5), (32, 8)]),
+            acl(&[(4, 5), (1, 7), (32, 0)]),
+            acl(&[(1, 7), (1, 7), (4, 5), (32, 0)]),
+            acl(&[(1, 7), (2, 7), (4, 5), (32, 0)]),
+            acl(&[(1, 7), (4, 5), (32, 0), (64, 0)]),
+            acl(&[(0, 7), (1, 7), (4, 5), (32, 0)]),
+            acl(&[(1, 7), (3, 7), (4, 5), (32, 0)]),
+        ] {
+            assert!(
+                matches!(check(&bad), Err(EntryError::XattrMalformed(_))),
+                "{bad:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn limits_are_the_kernels() {
+        let named = |name: &str| one(name, b"", Bearer::File);
+        assert_eq!(named(&format!("user.{}", "x".repeat(250))), Ok(true));
+        for bad in [&format!("user.{}", "x".repeat(251)), "", "user.\0"] {
+            assert!(matches!(named(bad), Err(EntryError::XattrName(_))));
+        }
+        let sized = |size| one("user.a", &vec![1; size], Bearer::File);
+        assert_eq!(sized(SIZE_MAX), Ok(true));
+        for above in [SIZE_MAX + 1, SIZE_MAX + 2, 1 << 20] {
+            assert!(matches!(sized(above), Err(EntryError::XattrLarge { .. })));
+        }
+        let many = |count: usize| {
+            let one = |i| (format!("user.{i:04}").into(), "".into());
+            admit((0..count).map(one).collect(), Bearer::File).map(|kept| kept.len())
+        };
+        assert_eq!(many(6553), Ok(6553));
+        assert_eq!(many(6554), Err(EntryError::XattrList(65_540)));
+    }
+
+    #[test]
+    fn values_are_base64_and_names_differ() {
+        for bad in ["yes", "eWVz=", "eWVz\n", "=", "eWV"] {
+            let refused = admit(vec![("user.a".into(), bad.into())], Bearer::File);
+            assert!(matches!(refused, Err(EntryError::XattrBase64(_))), "{bad}");
+        }
+        let pair = |a: &'static str, b: &'static str| {
+            admit(
+                vec![(a.into(), "".into()), (b.into(), "eWVz".into())],
+                Bearer::File,
+            )
+        };
+        assert!(matches!(
+            pair("user.a", "user.a"),
+            Err(EntryError::XattrTwice(_))
+        ));
+        let sorted = pair("user.b", "user.a").unwrap();
+        let names: Vec<_> = sorted.iter().map(|(name, _)| &**name).collect();
+        assert_eq!(names, [b"user.a", b"user.b"]);
+        assert_eq!(sorted[0].1, b"yes");
     }
 }

@@ -39,8 +39,8 @@ pub enum Status {
 
 /// Inflates a gzip member from pieces of its compressed bytes.
 ///
-/// After an error it stays unusable until [`MemberInflater::reset`]; what came out before the
-/// error is good and stays in the output.
+/// After an error it may be used again only after [`MemberInflater::reset`]; what came out before
+/// the error stays in the output.
 #[derive(Debug)]
 pub struct MemberInflater {
     deflate: Decompress,
@@ -247,3 +247,6 @@ pub fn inflate_member(compressed: &[u8], wanted: u64, out: &mut Vec<u8>) -> Resu
     inflater.push(compressed, out)?;
     inflater.finish()
 }
+
+#[cfg(test)]
+mod tests;
