@@ -3,11 +3,6 @@
 //! containerd's Snapshots service on a unix socket. Calls that change state run in tasks of their
 //! own ([`crate::snapshotter`]), as tonic drops a handler whose client went away.
 
-#![expect(
-    clippy::result_large_err,
-    reason = "tonic's handlers answer with its Status, as it is"
-)]
-
 mod convert;
 pub mod socket;
 mod status;
