@@ -231,7 +231,6 @@ impl ReadAt for Broken {
         Ok(false)
     }
 
-
     fn fetch(&self, chunk: ChunkId, _: Range<u32>) -> BoxFuture<'static, Result<Bytes, ReadError>> {
         let blob = Digest::of(b"blob");
         match chunk.0 {
