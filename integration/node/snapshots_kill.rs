@@ -54,7 +54,11 @@ impl Actor {
     /// Not a lazy one: layers on layers on layers would make every start longer than the last.
     fn plain_parent(&mut self) -> String {
         let parent = self.parent();
-        if parent.starts_with("lazy/") { String::new() } else { parent }
+        if parent.starts_with("lazy/") {
+            String::new()
+        } else {
+            parent
+        }
     }
 
     fn any(&mut self) -> String {
