@@ -3,6 +3,13 @@
 //! Each file is one behaviour; [`bed`] brings up what they need. A test that cannot run here prints
 //! `skipped: REASON`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking, also in its helpers"
+)]
+
 mod bed;
 mod cache;
 mod fs_layer;
