@@ -231,8 +231,6 @@ impl ReadAt for Broken {
         Ok(false)
     }
 
-    fn will_read(&self, _: std::ops::Range<u32>, _: std::ops::Range<u32>) {}
-
     fn fetch(&self, chunk: ChunkId, _: Range<u32>) -> BoxFuture<'static, Result<Bytes, ReadError>> {
         let blob = Digest::of(b"blob");
         match chunk.0 {
@@ -242,6 +240,8 @@ impl ReadAt for Broken {
             _ => async { Ok(Bytes::from_static(b"good")) }.boxed(),
         }
     }
+
+    fn will_read(&self, _: Range<u32>, _: Range<u32>) {}
 
     fn space(&self) -> Space {
         Space::default()

@@ -222,7 +222,8 @@ async fn layers_that_cannot_be_lazy_stay_as_they_are() {
 
 #[tokio::test]
 async fn content_with_the_wrong_digest_is_refused_and_nothing_gets_the_name() {
-    let spoil: [(&str, fn(&Layout, &Manifest)); 4] = [
+    type Spoil = fn(&Layout, &Manifest);
+    let spoil: [(&str, Spoil); 4] = [
         ("blob", |from, m| {
             std::fs::write(from.blob(m.layers[0].digest), b"x").unwrap()
         }),

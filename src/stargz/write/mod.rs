@@ -3,11 +3,11 @@
 //! Layout of the blob (stargz-snapshotter `docs/estargz.md`): gzip members that together inflate to
 //! a tar. The tar holds a landmark, then the input's entries header for header, then the table of
 //! contents (TOC) as its last entry, in a member of its own; a footer of 51 bytes names that
-//! member's offset. Data of small files shares members (`innerOffset`), see [`plan`].
+//! member's offset. Data of small files shares members (`innerOffset`), see `plan`.
 //!
 //! The same input gives the same bytes, on any number of cores, and a blob written from a blob that
 //! was written here is the same again. Memory follows the number of cores and, slightly (see
-//! [`names`]), that of entries, never the size of a layer; the TOC waits in a temporary file.
+//! `names`), that of entries, never the size of a layer; the TOC waits in a temporary file.
 //!
 //! A tar that eStargz cannot carry faithfully is refused as [`Unsuitable`], never altered.
 

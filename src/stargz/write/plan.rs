@@ -23,6 +23,9 @@ const SHARED: usize = 192 << 10;
 /// Headers without data between them are cut here, so that memory stays bounded.
 const HEADERS: usize = 1 << 20;
 
+/// Appends the next bytes of an entry's data: so many, to that.
+type ReadData<'a> = dyn FnMut(u64, &mut Vec<u8>) -> Result<(), Error> + 'a;
+
 /// Makes members from the entries of a tar, and checks that a TOC can list them.
 pub(super) struct Planner<'a> {
     pool: &'a Pool,
@@ -94,11 +97,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Adds an entry whose headers are in the member; `read` appends the next bytes of its data.
-    fn add(
-        &mut self,
-        entry: &Entry,
-        read: &mut dyn FnMut(u64, &mut Vec<u8>) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    fn add(&mut self, entry: &Entry, read: &mut ReadData<'_>) -> Result<(), Error> {
         if entry.size == 0 {
             json::head(entry, &mut self.member.json)?;
             self.end_line(None);
