@@ -243,8 +243,6 @@ impl ReadAt for Broken {
         }
     }
 
-    fn will_read(&self, _: Range<u32>, _: Range<u32>) {}
-
     fn space(&self) -> Space {
         Space::default()
     }
