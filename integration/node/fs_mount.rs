@@ -287,8 +287,6 @@ impl ReadAt for Broken {
         Ok(false)
     }
 
-    fn will_read(&self, _: std::ops::Range<u32>, _: std::ops::Range<u32>) {}
-
     fn fetch(&self, chunk: ChunkId, _: Range<u32>) -> BoxFuture<'static, Result<Bytes, ReadError>> {
         let blob = Digest::of(b"blob");
         match chunk.0 {
