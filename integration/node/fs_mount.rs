@@ -297,6 +297,8 @@ impl ReadAt for Broken {
         }
     }
 
+    fn will_read(&self, _: Range<u32>, _: Range<u32>) {}
+
     fn space(&self) -> Space {
         Space::default()
     }
