@@ -10,6 +10,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
 use bytes::Bytes;
 use crfs::blob::{ChunkId, ReadAt, ReadError, Space};
 use crfs::oci::Digest;
@@ -17,7 +18,7 @@ use crfs::overlay::{Mounter as _, System};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
-use crate::fs_layer::{Content, Mount, can_mount, with_open};
+use crate::fs_layer::{Content, Mount, Mounted, can_mount, with_open};
 
 fn everything() -> Content {
     Content::default()
@@ -86,6 +87,11 @@ fn a_mounted_layer_is_the_tree_of_its_toc() {
     assert_eq!(missing.kind(), ErrorKind::NotFound);
     let long = fs::metadata(layer.at(&"x".repeat(256))).unwrap_err();
     assert_eq!(long.kind(), ErrorKind::InvalidFilename);
+    let disk = rustix::fs::statvfs(&layer.path).unwrap();
+    assert_eq!(
+        (disk.f_blocks, disk.f_bavail, disk.f_namemax),
+        (1 << 28, 1 << 26, 255)
+    );
     let device = File::open(layer.at("null")).unwrap_err();
     assert_eq!(device.kind(), ErrorKind::PermissionDenied);
     let written = fs::write(layer.at("empty"), b"x").unwrap_err();
@@ -93,29 +99,79 @@ fn a_mounted_layer_is_the_tree_of_its_toc() {
     layer.unmount().unwrap();
 }
 
+/// Runs a program as nobody in a folder of root's; what it prints, if it succeeds.
+fn as_nobody(layer: &Mounted, program: &Path, argument: &str) -> Option<String> {
+    use std::os::unix::process::CommandExt as _;
+    // The folder for temporary files is root's alone.
+    let above = layer.path.parent().unwrap();
+    fs::set_permissions(above, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = Command::new(program);
+    command
+        .current_dir(&layer.path)
+        .arg(argument)
+        .uid(65_534)
+        .gid(65_534);
+    let output = command.output().unwrap();
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8(output.stdout).unwrap())
+}
+
 #[test]
 fn permissions_are_the_kernels_to_check_and_setuid_works() {
     if !can_mount() {
         return;
     }
-    let layer = Mount::of(everything()).mount();
-    let as_nobody = |program: &str, path: &str| {
-        use std::os::unix::process::CommandExt as _;
-        let mut command = Command::new(program);
-        command.arg(layer.at(path)).uid(65_534).gid(65_534);
-        command.output().unwrap().status.success()
-    };
-    // The folder for temporary files is root's alone.
-    let above = layer.path.parent().unwrap();
-    fs::set_permissions(above, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    assert!(as_nobody("cat", "d/setuid"));
-    assert!(!as_nobody("cat", "secret"));
+    let id = fs::read("/usr/bin/id").unwrap();
+    let content = everything().file("id", r#","mode":2541,"uid":1234"#, &id, 10_000);
+    let layer = Mount::of(content).mount();
+    let cat = |path| as_nobody(&layer, Path::new("cat"), path);
+    assert!(cat("d/setuid").is_some());
+    assert!(cat("secret").is_none());
+    let run = as_nobody(&layer, &layer.at("id"), "-u");
+    assert_eq!(run.as_deref(), Some("1234\n"));
     let options = &System.mounts_below(&layer.path).unwrap()[0].options;
     assert!(options.starts_with("ro,nodev"), "{options}");
     assert!(
         !options.contains("nosuid") && options.contains("default_permissions"),
         "{options}"
     );
+}
+
+/// An ACL (`include/uapi/linux/posix_acl_xattr.h`): owner rw, user 65534 `r`, all others nothing.
+fn acl() -> String {
+    let mut bytes = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in [
+        (0x01_u16, 6_u16, u32::MAX),
+        (0x02, 4, 65_534),
+        (0x04, 0, u32::MAX),
+        (0x10, 4, u32::MAX),
+        (0x20, 0, u32::MAX),
+    ] {
+        bytes.extend(tag.to_le_bytes());
+        bytes.extend(permissions.to_le_bytes());
+        bytes.extend(id.to_le_bytes());
+    }
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+#[test]
+fn an_acl_is_kept_to() {
+    if !can_mount() {
+        return;
+    }
+    let with = format!(
+        r#","mode":416,"xattrs":{{"system.posix_acl_access":"{}"}}"#,
+        acl()
+    );
+    let content = Content::default()
+        .file("with", &with, b"open to one", 100)
+        .file("without", r#","mode":416"#, b"open to none", 100);
+    let layer = Mount::of(content).mount();
+    let cat = |path| as_nobody(&layer, Path::new("cat"), path);
+    assert_eq!(cat("with").as_deref(), Some("open to one"));
+    assert_eq!(cat("without"), None);
 }
 
 #[test]
@@ -231,8 +287,6 @@ impl ReadAt for Broken {
         Ok(false)
     }
 
-    fn will_read(&self, _: std::ops::Range<u32>, _: std::ops::Range<u32>) {}
-
     fn fetch(&self, chunk: ChunkId, _: Range<u32>) -> BoxFuture<'static, Result<Bytes, ReadError>> {
         let blob = Digest::of(b"blob");
         match chunk.0 {
@@ -242,6 +296,8 @@ impl ReadAt for Broken {
             _ => async { Ok(Bytes::from_static(b"good")) }.boxed(),
         }
     }
+
+    fn will_read(&self, _: Range<u32>, _: Range<u32>) {}
 
     fn space(&self) -> Space {
         Space::default()

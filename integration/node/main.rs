@@ -3,6 +3,13 @@
 //! Each file is one behaviour; [`bed`] brings up what they need. A test that cannot run here prints
 //! `skipped: REASON`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking, also in its helpers"
+)]
+
 mod bed;
 mod cache;
 mod cli;
@@ -12,10 +19,14 @@ mod fs_mount;
 mod fs_overlay;
 mod fs_scale;
 mod health;
+mod layer_formats;
 mod lazy_run;
 mod mixed;
+mod random_tree;
 mod registry_docker;
 mod round_trips;
+mod same_tree;
+mod seed_estale;
 mod serve;
 mod snapshots_client;
 mod snapshots_daemon;
@@ -23,3 +34,5 @@ mod snapshots_damage;
 mod snapshots_kill;
 mod snapshots_load;
 mod snapshots_remote;
+mod tars;
+mod trees;

@@ -1,7 +1,6 @@
 //! `crfs serve` as a process of its own, without containerd, and small images to give it.
 
 use std::fs;
-use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -13,6 +12,7 @@ use tonic::Code;
 
 use crate::bed::{self, Bed, CRFS};
 use crate::snapshots_client::Client;
+use crate::tars::{Item, Tar};
 
 /// A running daemon; killed when dropped.
 pub struct Serve {
@@ -164,15 +164,8 @@ impl Image {
 
 /// A tar file of regular files.
 pub fn tar(path: &Path, files: &[(&str, &[u8])]) -> PathBuf {
-    let mut tar = tar::Builder::new(fs::File::create(path).unwrap());
-    for (name, content) in files {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(content.len() as u64);
-        header.set_mode(0o644);
-        header.set_mtime(1_700_000_000);
-        tar.append_data(&mut header, name, *content).unwrap();
-    }
-    tar.into_inner().unwrap().flush().unwrap();
+    let items = files.iter().map(|(name, data)| Item::file(name, *data));
+    Tar::of(items).write(path);
     path.to_owned()
 }
 

@@ -37,6 +37,11 @@ fn daemon() {
     let (Some(root), Some(socket)) = (std::env::var_os(ROOT), std::env::var_os(SOCKET)) else {
         return;
     };
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_ansi(false)
+        .with_writer(io::stderr)
+        .init();
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -217,7 +217,7 @@ fn a_full_disk_fails_calls_and_heals_without_a_restart() {
         fs::create_dir(root.path()).unwrap();
         mount(
             "small",
-            &root.path(),
+            root.path(),
             "tmpfs",
             MountFlags::empty(),
             c"size=16m,mode=700",

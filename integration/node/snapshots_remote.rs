@@ -117,16 +117,17 @@ fn lazy_plain_lazy() {
             .find_map(|o| o.strip_prefix("lowerdir="))
             .unwrap();
         assert_eq!(lower.split(':').count(), 3);
-        let digest = PLAIN.digest();
-        let line = root
-            .log()
+        let log = root.log();
+        let lines: Vec<&str> = log
             .lines()
-            .filter(|line| line.contains(&digest))
-            .count();
-        assert!(
-            line <= 1,
-            "one line says why it is not lazy, if a log is kept"
+            .filter(|l| l.contains(&PLAIN.digest()))
+            .collect();
+        assert_eq!(
+            lines.len(),
+            1,
+            "one line says which layer is not lazy: {lines:?}"
         );
+        assert!(lines[0].contains("plain_gzip"), "and why: {lines:?}");
     });
 }
 

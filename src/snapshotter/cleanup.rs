@@ -107,10 +107,15 @@ impl Inner {
     fn delete_files(&self, id: u64) -> Result<(), Error> {
         self.fault(Step::CleanupUnmounted)?;
         let folder = self.snapshots.folder(id);
-        if let Found::Damaged(broken) = folder.find()? {
-            // It may be the only trace of a snapshot that somebody misses.
-            tracing::debug!(id, %broken, "folder with an unreadable record is kept");
-            return Ok(());
+        match folder.find()? {
+            Found::Damaged(broken) => {
+                // It may be the only trace of a snapshot that somebody misses.
+                tracing::debug!(id, %broken, "folder with an unreadable record is kept");
+                return Ok(());
+            }
+            // Of a call that could not be taken back; half deleted it must not look alive.
+            Found::Record(_) => folder.mark_removed()?,
+            Found::Removed | Found::Nothing => {}
         }
         let fs = folder.fs();
         if tree::is_mounted(&fs).map_err(Error::io("stat", &fs))? {

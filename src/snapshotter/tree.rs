@@ -222,7 +222,7 @@ mod tests {
         let top = dir.path().join("7");
         fs::create_dir_all(top.join("fs")).unwrap();
         fs::write(top.join("removed"), "").unwrap();
-        let mut at = rustix::fs::openat(CWD, &top.join("fs"), OPEN_DIR, Mode::empty()).unwrap();
+        let mut at = rustix::fs::openat(CWD, top.join("fs"), OPEN_DIR, Mode::empty()).unwrap();
         for _ in 0..5000 {
             rustix::fs::mkdirat(&at, "d", Mode::RWXU).unwrap();
             at = rustix::fs::openat(&at, "d", OPEN_DIR, Mode::empty()).unwrap();

@@ -4,8 +4,6 @@
 //! everything has been read: each chain is walked once, however long, without recursion, and one
 //! that leads back to itself or nowhere refuses the layer.
 
-use std::borrow::Cow;
-
 use crate::fs::index::error::{Error, TreeError};
 use crate::fs::index::slots::PENDING;
 use crate::fs::index::tree::Tree;
@@ -33,12 +31,12 @@ impl Links {
     ///
     /// # Errors
     /// [`TreeError::TooMany`].
-    pub fn add(&mut self, name: &[u8], target: &Cow<'_, [u8]>) -> Result<u32, TreeError> {
+    pub fn add(&mut self, name: &[u8], target: &[u8]) -> Result<u32, TreeError> {
         let number = u32::try_from(self.0.len()).ok();
         let number = number.filter(|number| *number < PENDING);
         self.0.push(Link {
             name: name.into(),
-            target: (**target).into(),
+            target: target.into(),
         });
         number.ok_or(TreeError::TooMany(PENDING))
     }

@@ -202,7 +202,7 @@ impl<'a> Writer<'a> {
 
     /// Ends the last block, writes the checksums and the header.
     fn finish(mut self, mut header: Header) -> std::io::Result<()> {
-        if (self.at - HEADER_LEN) % BLOCK != 0 {
+        if !(self.at - HEADER_LEN).is_multiple_of(BLOCK) {
             self.end_block();
         }
         let sums = std::mem::take(&mut self.sums);
