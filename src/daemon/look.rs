@@ -203,12 +203,16 @@ impl Look {
             self.layers.announce(&labels);
             let record = self.layers.mount(&labels, &target).await;
             let (number, layer) = (*number, layer.digest);
-            record.map_err(|source| Error::NotLazy {
+            let not_lazy = |source| Error::NotLazy {
                 number,
                 layer,
                 source,
-            })?;
-            self.mounted.push(target);
+            };
+            record.map_err(not_lazy)?;
+            let below: Vec<_> = self.mounted.iter().rev().cloned().collect();
+            self.mounted.push(target.clone());
+            let inherited = self.layers.inherit(&target, &below).await;
+            inherited.map_err(not_lazy)?;
         }
         if stacked {
             self.stack().await?;
