@@ -118,7 +118,7 @@ fn layout(out: &Path, blob: &[u8], diff_id: Digest, annotations: Value) -> PathB
     fs::create_dir_all(&blobs).unwrap();
     let add = |data: &[u8], media: &str| {
         let digest = Digest::of(data);
-        fs::write(blobs.join(digest.hex().to_string()), data).unwrap();
+        fs::write(blobs.join(digest.hex()), data).unwrap();
         let media = format!("application/vnd.oci.image.{media}");
         json!({ "mediaType": media, "digest": digest.to_string(), "size": data.len() })
     };

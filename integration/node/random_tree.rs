@@ -1,4 +1,8 @@
 //! Random layers of an image, as entries: every feature, in orders that unpackers accept.
+//!
+//! Left out, as crfs does not do what containerd does: folders that a later layer has without an
+//! entry keep the extended attributes that lower layers give them, and below a setgid folder they
+//! belong to its group.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -80,7 +84,7 @@ pub fn layers(seed: u64, count: usize) -> Vec<Vec<Item>> {
 struct Layer {
     items: Vec<Item>,
     has: BTreeMap<String, Is>,
-    /// Hard links and their targets: what has several names may not be replaced.
+    /// Hard links and their targets, which may not be replaced.
     linked: BTreeSet<String>,
     hidden: BTreeSet<String>,
 }
@@ -110,13 +114,13 @@ impl Layer {
 
     /// Whether something can have this name: every folder above it is one, or is not there yet.
     fn has_room(&self, name: &str) -> bool {
-        let above = name
-            .match_indices('/')
-            .map(|(at, _)| self.has.get(&name[..at]));
-        name.len() < 200
-            && above
-                .into_iter()
-                .all(|is| is.is_none_or(|is| *is == Is::Folder))
+        let above = name.match_indices('/').map(|(at, _)| &name[..at]);
+        let fits = |above: &str| match self.has.get(above) {
+            Some(is) => *is == Is::Folder,
+            // To an unpacker a whiteout is a device until something else has its name.
+            None => !self.hidden.contains(above),
+        };
+        name.len() < 200 && above.into_iter().all(fits)
     }
 
     /// Notes the folders above a name, which are made up where they have no entry.
@@ -151,15 +155,12 @@ impl Layer {
         if self.has.get(name).is_some_and(|is| *is != Is::Folder) {
             return;
         }
-        let mut folder = Item::folder(format!("{name}/"))
-            .mode(random.of(&[0o755, 0o700, 0o1777, 0o2775, 0]))
+        let folder = Item::folder(format!("{name}/"))
+            .mode(random.of(&[0o755, 0o700, 0o1777, 0o750, 0]))
             .at(
                 random.next(1 << 31) as i64 + 1,
                 random.next(1_000_000_000) as u32,
             );
-        if random.one_in(4) {
-            folder = folder.xattr("user.f", "1");
-        }
         self.items.push(owned(random, folder));
         self.note(name, Is::Folder);
     }
@@ -176,7 +177,7 @@ impl Layer {
         }
         let target = random.of(&targets);
         self.items.push(Item::hard_link(name, &target));
-        self.linked.insert(target);
+        self.linked.extend([target, name.to_owned()]);
         self.note(name, Is::File);
     }
 

@@ -128,6 +128,7 @@ impl Layers for Tmpfs {
                 layer: labels.layer,
                 size: 64 << 10,
                 toc: Digest::of(b"toc"),
+                unlisted: Vec::new(),
             })
         }
         .boxed()

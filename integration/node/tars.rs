@@ -27,8 +27,10 @@ pub struct Item {
     pub owner: (u32, u32),
     /// Seconds since the epoch, and nanoseconds.
     pub mtime: (i64, u32),
-    device: (u32, u32),
-    xattrs: Vec<(String, Vec<u8>)>,
+    /// Major and minor number of a device.
+    pub device: (u32, u32),
+    /// Extended attributes.
+    pub xattrs: Vec<(String, Vec<u8>)>,
 }
 
 impl Item {

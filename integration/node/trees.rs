@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -49,7 +49,11 @@ pub fn read(root: &Path) -> Tree {
     let mut first_names = HashMap::new();
     let mut paths = vec![root.to_owned()];
     while let Some(path) = paths.pop() {
-        let meta = fs::symlink_metadata(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+        let meta = match fs::symlink_metadata(&path) {
+            // Overlayfs lists the whiteouts of a folder that is in one layer only.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            meta => meta.unwrap_or_else(|error| panic!("{path:?}: {error}")),
+        };
         if meta.is_dir() {
             let mut below: Vec<_> = fs::read_dir(&path)
                 .unwrap_or_else(|error| panic!("{path:?}: {error}"))
@@ -89,7 +93,11 @@ pub fn escaped(name: &OsStr) -> String {
 
 fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut names = vec![0; 1 << 16];
-    let len = rustix::fs::llistxattr(path, &mut names[..]).unwrap();
+    let len = match rustix::fs::llistxattr(path, &mut names[..]) {
+        // A layer in which nothing has an attribute may say that it knows of none.
+        Err(rustix::io::Errno::OPNOTSUPP) => 0,
+        len => len.unwrap_or_else(|error| panic!("{path:?}: {error}")),
+    };
     names.truncate(len);
     let names = names
         .split(|byte| *byte == 0)
@@ -149,7 +157,14 @@ pub fn assert_same(what: &str, expected: &Tree, found: &Tree) {
 pub struct Mounted {
     /// Where.
     pub path: PathBuf,
-    server: Option<Child>,
+    ending: Ending,
+}
+
+enum Ending {
+    /// `ctr image unmount`, which also removes the snapshot.
+    Ctr(Command),
+    /// SIGTERM to `crfs mount`.
+    Server(Child),
 }
 
 impl Mounted {
@@ -161,11 +176,11 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        match &mut self.server {
-            None => {
-                let _ = Command::new("umount").arg(&self.path).status();
+        match &mut self.ending {
+            Ending::Ctr(unmount) => {
+                let _ = unmount.status();
             }
-            Some(server) => {
+            Ending::Server(server) => {
                 let pid = rustix::process::Pid::from_child(server);
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
                 let _ = server.wait();
@@ -186,7 +201,13 @@ pub fn mount_image(bed: &Bed, snapshotter: &str, image: &str, how: &[&str]) -> M
     arguments.extend(how);
     arguments.extend([image, target]);
     bed.ctr(&arguments);
-    Mounted { path, server: None }
+    let mut unmount = Command::new("timeout");
+    unmount
+        .args(["60", bed.value("CTR"), "image", "unmount", "--rm"])
+        .args(["--snapshotter", snapshotter, target])
+        .stdout(Stdio::null());
+    let ending = Ending::Ctr(unmount);
+    Mounted { path, ending }
 }
 
 /// Pulls an image through a snapshotter and reads its whole tree.
@@ -204,8 +225,8 @@ pub fn mount_layer(bed: &Bed, image: &str, layer: usize) -> Mounted {
         .args(["mount", "--layer", &layer.to_string(), image])
         .arg(&path)
         .stdin(Stdio::null());
-    let server = Some(mount.spawn().unwrap());
-    let mounted = Mounted { path, server };
+    let ending = Ending::Server(mount.spawn().unwrap());
+    let mounted = Mounted { path, ending };
     bed::wait_for("crfs mount", 20, || {
         lazy_mounts(&mounted.path) == 1 && fs::read_dir(&mounted.path).is_ok()
     });

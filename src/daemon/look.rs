@@ -273,14 +273,18 @@ impl Look {
                 true => make_folder(&folder.join("mounts").join(number.to_string()))?,
                 false => self.request.target.clone(),
             };
+            let below: Vec<_> = self.mounted.iter().rev().cloned().collect();
             self.mounted.push(target.clone());
-            let record = self.layers.mount(&labels, &target).await;
-            let (number, layer) = (*number, layer.digest);
-            record.map_err(|source| Error::NotLazy {
+            let (number, digest) = (*number, layer.digest);
+            let not_lazy = |source| Error::NotLazy {
                 number,
-                layer,
+                layer: digest,
                 source,
-            })?;
+            };
+            let record = self.layers.mount(&labels, &target).await;
+            record.map_err(not_lazy)?;
+            let inherited = self.layers.inherit(&target, &below).await;
+            inherited.map_err(not_lazy)?;
         }
         if stacked {
             self.stack().await?;

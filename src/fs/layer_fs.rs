@@ -4,8 +4,9 @@
 //! when a name is looked up, no handle is given out, nothing is remembered between two requests;
 //! a server that takes over in the middle answers the same.
 
+use std::collections::HashMap;
 use std::ops::{ControlFlow, Range};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -15,11 +16,14 @@ use crate::blob::{ChunkId, ReadAt, ReadError};
 use crate::fs::buffers::Buffer;
 use crate::fs::error::Error;
 use crate::fs::index::{Index, Ino, Inode, Kind, MAX_NAME, Part};
+use crate::fs::unlisted::{self, Unlisted};
 
 /// One layer: its index and its content.
 pub struct LayerFs {
     index: Arc<Index>,
     content: Arc<dyn ReadAt>,
+    /// What the layers below say of folders that this one does not list.
+    unlisted: OnceLock<HashMap<Ino, Unlisted>>,
 }
 
 /// An entry of a folder.
@@ -67,7 +71,16 @@ impl LayerFs {
     /// The layer of this index and this content.
     #[must_use]
     pub fn new(index: Arc<Index>, content: Arc<dyn ReadAt>) -> Self {
-        Self { index, content }
+        Self {
+            index,
+            content,
+            unlisted: OnceLock::new(),
+        }
+    }
+
+    /// Says what unlisted folders look like; counts once, before the kernel has looked at any.
+    pub fn set_unlisted(&self, all: Vec<Unlisted>) {
+        self.unlisted.get_or_init(|| unlisted::by_ino(all));
     }
 
     /// The layer's index.
@@ -81,7 +94,13 @@ impl LayerFs {
     /// # Errors
     /// [`Error::NoNode`], [`Error::Damaged`].
     pub fn getattr(&self, ino: Ino) -> Result<Inode, Error> {
-        self.index.find(ino)?.ok_or(Error::NoNode(ino))
+        let mut node = self.index.find(ino)?.ok_or(Error::NoNode(ino))?;
+        if node.implicit
+            && let Some(known) = self.unlisted.get().and_then(|all| all.get(&ino))
+        {
+            known.apply(&mut node);
+        }
+        Ok(node)
     }
 
     /// The entry `name` of a folder.

@@ -19,6 +19,7 @@ pub mod index;
 mod layer_fs;
 mod memory;
 mod serve;
+mod unlisted;
 
 pub use buffers::Buffer;
 pub use config::Config;
@@ -27,6 +28,7 @@ pub use error::Error;
 pub use index::{Index, Ino, Inode, Kind};
 pub use layer_fs::{Item, LayerFs, Reading, Statfs};
 pub use serve::{OpenMode, ServeError, ServeOptions, Served, serve};
+pub use unlisted::{Below, Unlisted, unlisted};
 
 #[cfg(test)]
 mod tests;

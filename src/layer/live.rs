@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 
 use crate::blob::fetch::Fetcher;
 use crate::blob::{Blob, ReadAt as _};
-use crate::fs::{self, Index, LayerFs, ServeOptions, Served};
+use crate::fs::{self, Below, Index, LayerFs, ServeOptions, Served, Unlisted};
 use crate::layer::images::Images;
 use crate::layer::resolve::Resolver;
 use crate::layer::sweep::{Kept, Stays, Sweeper};
@@ -36,6 +36,10 @@ use crate::registry;
 
 /// What the source of a layer's mount begins with; its digest follows.
 const SOURCE: &str = "crfs:";
+
+/// The most folders that a lazy layer may put things into without listing them, where layers below
+/// have them: they are kept in its record.
+const MAX_UNLISTED: usize = 20_000;
 
 /// What live layers are made of.
 pub struct Parts {
@@ -56,6 +60,7 @@ pub struct Parts {
 struct Mount {
     record: LayerRecord,
     index: Arc<Index>,
+    tree: Arc<LayerFs>,
     blob: Arc<Blob>,
     served: Served,
 }
@@ -117,6 +122,7 @@ impl LiveLayers {
             layer: labels.layer,
             size: descriptor.size,
             toc,
+            unlisted: Vec::new(),
         };
         self.mount_recorded(&record, target).await?;
         Ok(record)
@@ -146,11 +152,16 @@ impl LiveLayers {
             Err(error) => return Ok(Attached::NoIndex(error)),
         };
         let blob = self.blob(record, &index)?;
-        let served = self.serve(record, &index, &blob, target).await?;
+        let tree = Arc::new(LayerFs::new(Arc::clone(&index), Arc::clone(&blob) as _));
+        if !record.unlisted.is_empty() {
+            tree.set_unlisted(record.unlisted.clone());
+        }
+        let served = self.serve(record, &tree, target).await?;
         blob.start();
         let mount = Mount {
             record: record.clone(),
             index,
+            tree,
             blob,
             served,
         };
@@ -161,11 +172,10 @@ impl LiveLayers {
     async fn serve(
         &self,
         record: &LayerRecord,
-        index: &Arc<Index>,
-        blob: &Arc<Blob>,
+        tree: &Arc<LayerFs>,
         target: &Path,
     ) -> Result<Served, NotLazy> {
-        let tree = Arc::new(LayerFs::new(Arc::clone(index), Arc::clone(blob) as _));
+        let tree = Arc::clone(tree);
         let (mounter, options) = (Arc::clone(&self.parts.mounter), self.parts.serve.clone());
         let (target, source) = (target.to_owned(), format!("{SOURCE}{}", record.layer));
         // The kernel's first message is waited for, so this is not for an asynchronous thread.
@@ -232,6 +242,39 @@ impl Layers for LiveLayers {
         target: &'a Path,
     ) -> BoxFuture<'a, Result<LayerRecord, NotLazy>> {
         self.mount_named(labels, target).boxed()
+    }
+
+    fn inherit<'a>(
+        &'a self,
+        target: &'a Path,
+        below: &'a [PathBuf],
+    ) -> BoxFuture<'a, Result<Vec<Unlisted>, NotLazy>> {
+        let (tree, below) = {
+            let mounts = self.mounts.lock();
+            let below = below.iter().map(|path| match mounts.get(path) {
+                Some(mount) => Below::Layer(Arc::clone(&mount.tree)),
+                None => Below::Folder(path.clone()),
+            });
+            let below: Vec<_> = below.collect();
+            (
+                mounts.get(target).map(|mount| Arc::clone(&mount.tree)),
+                below,
+            )
+        };
+        async move {
+            let tree = tree.ok_or_else(|| local("the layer is not mounted"))?;
+            let work = move || {
+                let all = fs::unlisted(&tree, &below).map_err(local)?;
+                if all.len() > MAX_UNLISTED {
+                    let count = all.len();
+                    return Err(NotLazy::Invalid(format!("{count} folders are not listed")));
+                }
+                tree.set_unlisted(all.clone());
+                Ok(all)
+            };
+            tokio::task::spawn_blocking(work).await.map_err(local)?
+        }
+        .boxed()
     }
 
     fn restore<'a>(

@@ -9,11 +9,13 @@ mod live;
 mod resolve;
 mod sweep;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+use crate::fs::Unlisted;
 use crate::oci::{Digest, LayerLabels};
 
 pub use live::{LiveLayers, Parts};
@@ -41,6 +43,9 @@ pub struct LayerRecord {
     /// Digest of the verified TOC; the layer's index is stored under it. A legacy stargz layer has
     /// no promised one: then it is the digest of the TOC that was read first.
     pub toc: Digest,
+    /// What the layers below it in this image say of folders that it does not list.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unlisted: Vec<Unlisted>,
 }
 
 /// Why a layer is not lazy. Each has a name (for metrics and `crfs why`) and a sentence.
@@ -119,6 +124,18 @@ pub trait Layers: Send + Sync {
         labels: &'a LayerLabels,
         target: &'a Path,
     ) -> BoxFuture<'a, Result<LayerRecord, NotLazy>>;
+
+    /// Tells the layer mounted at `target` what it lies on: the files of `below`, topmost first, are
+    /// at these folders. Gives what its record has to keep of that. To be called before anybody
+    /// looks into the mount.
+    fn inherit<'a>(
+        &'a self,
+        target: &'a Path,
+        below: &'a [PathBuf],
+    ) -> BoxFuture<'a, Result<Vec<Unlisted>, NotLazy>> {
+        let _ = (target, below);
+        std::future::ready(Ok(Vec::new())).boxed()
+    }
 
     /// Mounts a layer again from its record; never needs the network if the index is there. If it
     /// is not, the layer is mounted as soon as it can be had, and until then is degraded.

@@ -4,6 +4,7 @@
 //! folder, enter it in the books, answer. Nothing is locked while the network is waited for, so
 //! parent and target are looked at again before the snapshot is entered.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::layer::{LayerRecord, NotLazy};
@@ -104,7 +105,7 @@ impl Inner {
             return Ok(());
         }
         let making = self.new_id();
-        let entered = match self.mount_layer(&making, &layer).await {
+        let entered = match self.mount_layer(&making, &layer, parent.as_ref()).await {
             Ok(lazy) => {
                 self.enter_lazy(making.id, lazy, &target, parent, labels)
                     .await
@@ -131,6 +132,7 @@ impl Inner {
         self: &Arc<Self>,
         making: &Making<'_>,
         layer: &LayerLabels,
+        parent: Option<&Key>,
     ) -> Result<LayerRecord, Refusal> {
         let (inner, id) = (Arc::clone(self), making.id);
         blocking(move || {
@@ -140,9 +142,26 @@ impl Inner {
         .await?;
         let fs = self.snapshots.folder(id).fs();
         let mounted = self.layers.mount(layer, &fs).await;
-        let lazy = mounted.map_err(Refusal::NotLazy)?;
+        let mut lazy = mounted.map_err(Refusal::NotLazy)?;
+        let below = self.stack(parent)?;
+        let unlisted = self.layers.inherit(&fs, &below).await;
+        lazy.unlisted = unlisted.map_err(Refusal::NotLazy)?;
         self.fault(Step::LazyMounted)?;
         Ok(lazy)
+    }
+
+    /// The folders with the files of `parent` and of all below it, topmost first.
+    fn stack(&self, parent: Option<&Key>) -> Result<Vec<PathBuf>, Error> {
+        let Some(parent) = parent else {
+            return Ok(Vec::new());
+        };
+        let table = self.table.read();
+        let record = table.get(parent)?;
+        let below = table.parents(record)?;
+        let all = std::iter::once(record).chain(&below);
+        Ok(all
+            .map(|record| self.snapshots.folder(record.id).fs())
+            .collect())
     }
 
     /// False if the target is there by now.

@@ -216,7 +216,14 @@ impl Tree {
         if !matches!(entry.kind, EntryKind::Dir) {
             return Err(TreeError::Root);
         }
-        let node = self.node(entry)?;
+        // Runtimes unpack into a folder of their own, 0755 and root's, and pass over its entry.
+        let node = Node {
+            mode: S_IFDIR | 0o755,
+            uid: 0,
+            gid: 0,
+            xattrs: 0,
+            ..self.node(entry)?
+        };
         self.change_folder(ROOT, node);
         Ok(())
     }
@@ -228,7 +235,10 @@ impl Tree {
             let known = self.find(target).and_then(|at| self.slots.target(at));
             let target = match known.filter(|known| known & PENDING == 0) {
                 Some(known) if self.is_folder(known) => return Err(TreeError::LinkFolder),
-                Some(known) => known,
+                Some(known) => {
+                    self.relabel(known, entry)?;
+                    known
+                }
                 None => self.links.add(&entry.name, target)? | PENDING,
             };
             return self.put(slot, folder, name, target);
@@ -343,6 +353,22 @@ impl Tree {
         }
     }
 
+    /// A hard link's header says how its file looks from then on, as containerd unpacks it: `chown`,
+    /// which takes away file capabilities, `setxattr`, `chmod` and `utimensat` on the new name.
+    fn relabel(&mut self, target: u32, entry: &Entry<'_>) -> Result<(), TreeError> {
+        let said = self.node(entry)?;
+        let Some(node) = self.nodes.get_mut(target as usize) else {
+            return Ok(());
+        };
+        if node.mode & S_IFMT != S_IFLNK {
+            node.mode = (node.mode & S_IFMT) | (said.mode & !S_IFMT);
+        }
+        (node.uid, node.gid) = (said.uid, said.gid);
+        (node.mtime, node.nanos) = (said.mtime, said.nanos);
+        node.xattrs = self.sets.relabelled(node.xattrs, &entry.xattrs)?;
+        Ok(())
+    }
+
     /// New attributes for a folder that stays opaque if it was.
     fn change_folder(&mut self, folder: u32, mut node: Node) {
         let Some(old) = self.nodes.get_mut(folder as usize) else {
@@ -383,12 +409,13 @@ impl Tree {
             EntryKind::Block { major, minor } => (S_IFBLK, device(*major, *minor)),
             EntryKind::Fifo | EntryKind::HardLink { .. } => (S_IFIFO, Is::Plain),
         };
+        let (mtime, nanos) = unpacked_time(entry);
         Ok(Node {
             mode: kind | (entry.mode & 0o7777),
             uid: entry.uid,
             gid: entry.gid,
-            mtime: entry.mtime.secs,
-            nanos: entry.mtime.nanos,
+            mtime,
+            nanos,
             xattrs: self.sets.add(&entry.xattrs)?,
             is,
         })
@@ -423,6 +450,17 @@ impl Tree {
             hasher.update(&number.to_le_bytes());
         }
         hasher.finish()
+    }
+}
+
+/// The time that containerd sets: what 64 bits of nanoseconds since 1970 cannot say is 1970.
+fn unpacked_time(entry: &Entry<'_>) -> (i64, u32) {
+    const MAX: (i64, u32) = (i64::MAX / 1_000_000_000, (i64::MAX % 1_000_000_000) as u32);
+    let time = (entry.mtime.secs, entry.mtime.nanos);
+    if (0, 0) <= time && time <= MAX {
+        time
+    } else {
+        (0, 0)
     }
 }
 

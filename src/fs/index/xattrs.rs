@@ -15,6 +15,9 @@ pub const OPAQUE: (&[u8], &[u8]) = (b"trusted.overlay.opaque", b"y");
 /// Names under which the kernel keeps POSIX ACLs.
 const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
 
+/// File capabilities (capabilities(7)).
+const CAPABILITY: &[u8] = b"security.capability";
+
 /// Length of a set's own header.
 pub const SET_HEADER: u64 = 8;
 
@@ -49,6 +52,26 @@ impl Sets {
         set.retain(|(name, _)| *name != OPAQUE.0);
         set.push(OPAQUE);
         self.intern(&mut set)
+    }
+
+    /// Stores the set `reference` as it is after a change of owner, which takes file capabilities
+    /// away, with the attributes of `set` in it.
+    ///
+    /// # Errors
+    /// [`TreeError::TooLarge`].
+    pub fn relabelled(
+        &mut self,
+        reference: u32,
+        set: &[(Cow<'_, [u8]>, Vec<u8>)],
+    ) -> Result<u32, TreeError> {
+        let at = (reference as usize).checked_sub(1);
+        let old = at.and_then(|at| Set::parse(self.bytes.get(at..)?));
+        let body = old.map_or_else(Vec::new, |set| set.body.to_owned());
+        let new = set.iter().map(|(name, value)| (&**name, &**value));
+        let mut all: Vec<(&[u8], &[u8])> = Set { body: &body }.iter().collect();
+        all.retain(|(old, _)| *old != CAPABILITY && !set.iter().any(|(name, _)| **name == **old));
+        all.extend(new);
+        self.intern(&mut all)
     }
 
     /// Whether any file has a POSIX ACL.

@@ -114,6 +114,7 @@ impl Layers for FakeLayers {
                 layer: labels.layer,
                 size: 1000,
                 toc: Digest::of(b"toc"),
+                unlisted: Vec::new(),
             })
         }
         .boxed()

@@ -4,6 +4,7 @@ mod damage;
 mod file;
 mod model;
 mod scale;
+mod unpacked;
 
 use std::borrow::Cow;
 use std::path::PathBuf;
