@@ -38,6 +38,9 @@ async fn read(client: &Client, key: &str, parent: &str, folder: &Path) -> String
     fs::read_to_string(target.join("etc/low")).unwrap()
 }
 
+/// What an administrator may do to a mount, by name.
+type Way<'a> = (&'a str, &'a dyn Fn(&PathBuf));
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_administrator_takes_away_is_mounted_again() {
     let bed = Bed::up("", &["--only", "registry"]);
@@ -63,7 +66,7 @@ async fn what_an_administrator_takes_away_is_mounted_again() {
         fs::write(file, "1").unwrap();
     };
     let cover = |target: &PathBuf| sh(&format!("mount -t tmpfs tmpfs {}", target.display()));
-    let ways: [(&str, &dyn Fn(&PathBuf)); 3] = [
+    let ways: [Way<'_>; 3] = [
         ("unmounted", &unmount),
         ("aborted", &abort),
         ("covered", &cover),
