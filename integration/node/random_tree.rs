@@ -67,17 +67,28 @@ enum Is {
 /// The layers of an image, lowest first.
 pub fn layers(seed: u64, count: usize) -> Vec<Vec<Item>> {
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-    let mut below = BTreeSet::new();
+    let mut below = Below::default();
     let mut layers = Vec::new();
     for _ in 0..count {
         let mut layer = Layer::default();
         for _ in 0..60 {
             layer.add(&mut random, &below);
         }
-        below.extend(layer.has.keys().cloned());
+        let others = layer.has.iter().filter(|(_, is)| **is != Is::Folder);
+        below.others.extend(others.map(|(name, _)| name.clone()));
+        below.others.extend(layer.hidden);
+        below.names.extend(layer.has.into_keys());
         layers.push(layer.items);
     }
     layers
+}
+
+/// What the lower layers have.
+#[derive(Default)]
+struct Below {
+    names: BTreeSet<String>,
+    /// What in any of them is or was no folder.
+    others: BTreeSet<String>,
 }
 
 #[derive(Default)]
@@ -90,8 +101,8 @@ struct Layer {
 }
 
 impl Layer {
-    fn add(&mut self, random: &mut Random, below: &BTreeSet<String>) {
-        let name = match below.iter().nth(random.next(below.len() + 20)) {
+    fn add(&mut self, random: &mut Random, below: &Below) {
+        let name = match below.names.iter().nth(random.next(below.names.len() + 20)) {
             // A name of a lower layer, or below one.
             Some(known) if random.one_in(2) => known.clone(),
             Some(known) => format!("{known}/{}", random.of(&PARTS)),
@@ -101,11 +112,12 @@ impl Layer {
                 parts.join("/")
             }
         };
-        if !self.has_room(&name) {
+        if !self.has_room(&name, below) {
             return;
         }
         match random.next(12) {
-            0 | 1 => self.whiteout(random, &name),
+            // A lowest layer has nothing to hide; in it containerd removes what the layer itself has.
+            0 | 1 if !below.names.is_empty() => self.whiteout(random, &name),
             2..=4 => self.folder(random, &name),
             5 => self.hard_link(random, &name),
             _ => self.file(random, &name),
@@ -113,14 +125,18 @@ impl Layer {
     }
 
     /// Whether something can have this name: every folder above it is one, or is not there yet.
-    fn has_room(&self, name: &str) -> bool {
+    fn has_room(&self, name: &str, below: &Below) -> bool {
         let above = name.match_indices('/').map(|(at, _)| &name[..at]);
         let fits = |above: &str| match self.has.get(above) {
             Some(is) => *is == Is::Folder,
             // To an unpacker a whiteout is a device until something else has its name.
             None => !self.hidden.contains(above),
         };
-        name.len() < 200 && above.into_iter().all(fits)
+        // Looking for what a folder without an entry was in lower layers, containerd fails at a file.
+        let parent = name.rsplit_once('/').map_or("", |(parent, _)| parent);
+        let known =
+            self.has.contains_key(parent) || !above.clone().any(|at| below.others.contains(at));
+        name.len() < 200 && known && above.into_iter().all(fits)
     }
 
     /// Notes the folders above a name, which are made up where they have no entry.
