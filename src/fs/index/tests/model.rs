@@ -121,7 +121,10 @@ impl Model {
                 Some(Target::Node(node)) if self.nodes[node].children.is_some() => {
                     return Err(Refused);
                 }
-                Some(Target::Node(node)) => Target::Node(node),
+                Some(Target::Node(node)) => {
+                    self.nodes[node].uid = op.uid;
+                    Target::Node(node)
+                }
                 Some(Target::Later(_)) | None => Target::Later(to.clone()),
             },
             OpKind::Dir => {
