@@ -30,7 +30,10 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { level: "info".to_owned(), format: Format::Text }
+        Self {
+            level: "info".to_owned(),
+            format: Format::Text,
+        }
     }
 }
 
@@ -55,9 +58,16 @@ pub enum Error {
 /// # Errors
 /// The level is malformed, or a subscriber was there before.
 pub fn init(config: &Config) -> Result<(), Error> {
-    let why = |why: String| Error::Level { level: config.level.clone(), why };
-    let filter = EnvFilter::builder().parse(&config.level).map_err(|e| why(e.to_string()))?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let why = |why: String| Error::Level {
+        level: config.level.clone(),
+        why,
+    };
+    let filter = EnvFilter::builder()
+        .parse(&config.level)
+        .map_err(|e| why(e.to_string()))?;
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     let set = match config.format {
         Format::Text => lines.with_ansi(false).try_init(),
         Format::Json => lines.json().flatten_event(true).try_init(),
