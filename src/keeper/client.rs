@@ -1,0 +1,221 @@
+//! Talking to the keeper: the front that stands for the daemon, and the commands.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+
+use super::control::{MESSAGE_MAX, Program, Reply, Request};
+use super::process::{next_signal, signals};
+use super::protocol::wire;
+use super::{Error, Folder, KEEPER_NAME};
+
+/// How long a keeper may take to appear.
+const APPEAR: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// Where the keeper is, and what to start if it is not there.
+#[derive(Debug, Clone)]
+pub struct Attach {
+    /// The daemon's root folder. Must exist.
+    pub folder: Folder,
+    /// The program that becomes the keeper; its `main` calls
+    /// [`run_if_keeper`](super::run_if_keeper).
+    pub keeper: PathBuf,
+}
+
+impl Attach {
+    /// With this process's own program as the keeper.
+    pub fn new(root: &Path) -> io::Result<Self> {
+        Ok(Self {
+            folder: Folder::new(root)?,
+            keeper: "/proc/self/exe".into(),
+        })
+    }
+
+    /// Connects to the keeper, which is started if there is none.
+    pub(super) fn keeper(&self) -> Result<Connection, Error> {
+        let until = Instant::now() + APPEAR;
+        let mut started = None;
+        loop {
+            if let Some(connection) = Connection::open(&self.folder)? {
+                return Ok(connection);
+            }
+            if Instant::now() > until {
+                return Err(Error::NoKeeper(self.folder.root().display().to_string()));
+            }
+            // One that lost a race, or met one that was just leaving, has ended: try another.
+            let gone = started
+                .as_mut()
+                .is_none_or(|child: &mut std::process::Child| {
+                    child.try_wait().is_ok_and(|status| status.is_some())
+                });
+            if gone {
+                started = Some(self.start_keeper()?);
+            }
+            thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    fn start_keeper(&self) -> Result<std::process::Child, Error> {
+        let mut command = Command::new(&self.keeper);
+        command
+            .arg0(KEEPER_NAME)
+            .arg(self.folder.root())
+            .env_clear()
+            .stdin(Stdio::null());
+        // SAFETY: setsid is a plain system call. A session of its own keeps the keeper from the
+        // terminal's and the front's group's signals.
+        unsafe {
+            command.pre_exec(|| rustix::process::setsid().map(drop).map_err(io::Error::from));
+        }
+        command.spawn().map_err(Error::io("start the keeper"))
+    }
+}
+
+/// A connection to the keeper.
+#[derive(Debug)]
+pub(super) struct Connection(OwnedFd);
+
+impl Connection {
+    /// `None`: nobody listens.
+    fn open(folder: &Folder) -> Result<Option<Self>, Error> {
+        let fail = Error::io("connect to the keeper");
+        let flags = SocketFlags::CLOEXEC;
+        let socket =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
+        let socket = socket.map_err(&fail)?;
+        let address = SocketAddrUnix::new(folder.control()).map_err(&fail)?;
+        match rustix::net::connect(&socket, &address) {
+            Ok(()) => Ok(Some(Self(socket))),
+            Err(Errno::NOENT | Errno::CONNREFUSED) => Ok(None),
+            Err(errno) => Err(fail(errno)),
+        }
+    }
+
+    /// To a keeper that must be there.
+    pub(super) fn existing(folder: &Folder) -> Result<Self, Error> {
+        Self::open(folder)?.ok_or_else(|| Error::NoKeeper(folder.root().display().to_string()))
+    }
+
+    pub(super) fn say(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        wire::send(
+            self.0.as_fd(),
+            None,
+            &request.encode(),
+            fds,
+            SendFlags::empty(),
+        )
+        .map_err(Error::io("ask the keeper"))
+    }
+
+    /// Waits for what the keeper says; `None`: it closed the connection, or died.
+    pub(super) fn hear(&self) -> Result<Option<Reply>, Error> {
+        let mut buffer = vec![0; MESSAGE_MAX];
+        match wire::receive(self.0.as_fd(), &mut buffer, RecvFlags::empty()) {
+            Ok(got) if got.length > 0 => {
+                let reply = buffer.get(..got.length).and_then(Reply::parse);
+                reply.map(Some).ok_or(Error::Answer)
+            }
+            Ok(_) | Err(Errno::CONNRESET) => Ok(None),
+            Err(errno) => Err(Error::io("hear the keeper")(errno)),
+        }
+    }
+}
+
+/// What `crfs serve` is to its operator: runs `program` as the server under the keeper, and returns
+/// its exit code when it has ended for good. SIGTERM and SIGINT end the server; SIGHUP reaches it.
+///
+/// Blocks these signals in the calling thread; to be called before there are others.
+pub fn front(attach: &Attach, program: &Program) -> Result<i32, Error> {
+    let signals = signals().map_err(Error::io("take signals"))?;
+    let spec = program.encode().map_err(Error::io("describe the server"))?;
+    loop {
+        let keeper = attach.keeper()?;
+        let request = Request::Start(spec.clone());
+        match keeper.say(&request, &[io::stdout().as_fd(), io::stderr().as_fd()]) {
+            Ok(()) => {}
+            // It was just leaving.
+            Err(Error::Io { .. }) => {
+                thread::sleep(LOOK_AGAIN);
+                continue;
+            }
+            Err(error) => return Err(error),
+        }
+        if let Some(code) = watch(&keeper, &signals)? {
+            return Ok(code);
+        }
+        // The keeper died. The server starts another one, and comes with the layers: let it.
+        thread::sleep(LOOK_AGAIN * 10);
+    }
+}
+
+/// Waits for the server's end; `None` if the keeper is gone first.
+fn watch(keeper: &Connection, signals: &OwnedFd) -> Result<Option<i32>, Error> {
+    loop {
+        let mut polled = [&keeper.0, signals].map(|fd| PollFd::new(fd, PollFlags::IN));
+        match rustix::event::poll(&mut polled, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(Error::io("wait for the keeper")(errno)),
+        }
+        let [said, signalled] = polled.map(|fd| !fd.revents().is_empty());
+        if signalled {
+            let request = match next_signal(signals) {
+                Some(rustix::process::Signal::HUP) => Request::Reload,
+                _ => Request::Stop,
+            };
+            keeper.say(&request, &[])?;
+        }
+        if said {
+            match keeper.hear()? {
+                None => return Ok(None),
+                Some(Reply::Ended(code)) => return Ok(Some(code)),
+                Some(Reply::Failed(why)) => return Err(Error::Refused(why)),
+                Some(Reply::Ready(_) | Reply::State(_)) => {}
+            }
+        }
+    }
+}
+
+/// Ends the server. `false`: no keeper runs, so there is none. Layers stay mounted.
+pub fn stop(folder: &Folder) -> Result<bool, Error> {
+    let Some(keeper) = Connection::open(folder)? else {
+        return Ok(false);
+    };
+    keeper.say(&Request::Stop, &[])?;
+    match keeper.hear()? {
+        Some(Reply::Ended(_)) | None => Ok(true),
+        Some(Reply::Failed(why)) => Err(Error::Refused(why)),
+        Some(_) => Err(Error::Answer),
+    }
+}
+
+/// Replaces the server's program by `path`, absolute, and waits for the outcome. When the new one does
+/// not become ready the old one is started again, and the error says so.
+pub fn upgrade(folder: &Folder, path: &Path) -> Result<(), Error> {
+    let keeper = Connection::existing(folder)?;
+    keeper.say(&Request::Upgrade(path.to_owned()), &[])?;
+    match keeper.hear()? {
+        Some(Reply::Ready(_)) => Ok(()),
+        Some(Reply::Failed(why)) => Err(Error::Refused(why)),
+        _ => Err(Error::Answer),
+    }
+}
+
+/// The keeper's state: lines of a key, a space and a value. Keys: `phase` (ready, starting, waiting,
+/// stopped), `pid`, `layers`, `starts`, `next_start_ms`, `last_error`, `status`.
+pub fn state(folder: &Folder) -> Result<String, Error> {
+    let keeper = Connection::existing(folder)?;
+    keeper.say(&Request::State, &[])?;
+    match keeper.hear()? {
+        Some(Reply::State(text)) => Ok(text),
+        _ => Err(Error::Answer),
+    }
+}

@@ -1,0 +1,591 @@
+//! The keeper itself. Read in this order: [`course`](self) decides, `shelf` holds, `child` starts,
+//! and here one loop waits and passes on.
+//!
+//! Layout: in the root folder the sockets `keeper.sock` (requests, `control.rs`) and `notify.sock`
+//! (systemd's protocol), both 0600, `keeper.lock`, and `server.pid`.
+//!
+//! Memory: what is held (a name and a number per mount), the server's description, and one message at
+//! a time. Nothing grows with traffic; the keeper never waits on a kept descriptor, since a wait on
+//! `/dev/fuse` is woken by each request.
+//!
+//! Crash behaviour: killing the keeper kills nothing else. The server sees its connection close,
+//! starts another keeper, introduces itself (`A`) and stores its descriptors again.
+//!
+//! Order that matters: a dead server's last messages are read before its death is acted on, so a
+//! descriptor that it stored with its last breath is kept; its successor is started only after the
+//! kernel reports the whole process gone, so that two never answer for one mount.
+
+mod child;
+mod course;
+mod setup;
+mod shelf;
+
+pub use setup::run_if_keeper;
+pub(super) use setup::{next_signal, signals};
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::net::{RecvFlags, SendFlags, SocketFlags};
+use rustix::process::{Pid, Signal};
+
+use self::child::{Job, Origin, Server};
+use self::course::{Course, Deed, End};
+use self::setup::{Sockets, point_output};
+use self::shelf::Shelf;
+use super::Folder;
+use super::control::{MESSAGE_MAX, Reply, Request, Spec};
+use super::protocol::{self, Descriptors, Message, wire};
+
+/// How long a ready server may be silent, unless it says otherwise (`WATCHDOG_USEC=`).
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// How often an idle keeper looks whether its layers were unmounted, and how long one that was never
+/// asked for anything stays.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// Connections at a time: a server, a front, and some that ask.
+const CONNECTIONS: usize = 16;
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// Did not ask for anything lasting.
+    Guest,
+    /// Waits for the server's end.
+    Front,
+    /// Waits for the end of a stop.
+    Stopper,
+    /// Waits for the outcome of an upgrade.
+    Upgrader,
+    /// The server, which wants to know of the keeper's death.
+    Server,
+}
+
+#[derive(Debug)]
+struct Connection {
+    fd: OwnedFd,
+    role: Role,
+    open: bool,
+}
+
+#[derive(Debug)]
+struct Keeper {
+    folder: Folder,
+    origin: Origin,
+    sockets: Sockets,
+    shelf: Shelf,
+    course: Course,
+    silence: Duration,
+    server: Option<Server>,
+    spec: Option<Spec>,
+    /// The program before the upgrade that is under way.
+    old: Option<Spec>,
+    connections: Vec<Connection>,
+    starts: u64,
+    error: String,
+    status: String,
+    sweep: Instant,
+    used: bool,
+}
+
+/// What a wait reported.
+#[derive(Debug, Default)]
+struct Woken {
+    signals: bool,
+    notify: bool,
+    control: bool,
+    server: bool,
+    connections: Vec<usize>,
+}
+
+impl Keeper {
+    fn new(folder: Folder, origin: Origin, sockets: Sockets) -> Self {
+        Self {
+            folder,
+            origin,
+            sockets,
+            shelf: Shelf::default(),
+            course: Course::new(SILENCE),
+            silence: SILENCE,
+            server: None,
+            spec: None,
+            old: None,
+            connections: Vec::new(),
+            starts: 0,
+            error: String::new(),
+            status: String::new(),
+            sweep: Instant::now() + SWEEP,
+            used: false,
+        }
+    }
+
+    /// Runs until nothing is held and no server is wanted.
+    fn run(&mut self) -> io::Result<()> {
+        loop {
+            while let Some(deed) = self.course.due(Instant::now()) {
+                self.act(deed);
+            }
+            if self.is_idle() {
+                if self.sweep <= Instant::now() {
+                    self.shelf.sweep();
+                    self.sweep = Instant::now() + SWEEP;
+                    self.used = true;
+                }
+                if self.used && self.shelf.layers() == 0 {
+                    return Ok(());
+                }
+            }
+            let woken = self.wait()?;
+            if woken.notify || woken.server {
+                self.hear();
+            }
+            if woken.server {
+                self.bury();
+            }
+            if woken.signals {
+                self.on_signal();
+            }
+            for at in woken.connections {
+                self.on_request(at);
+            }
+            if woken.control {
+                self.accept();
+            }
+            self.connections.retain(|connection| connection.open);
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        !self.course.is_wanted() && !self.course.is_up()
+    }
+
+    fn wait(&self) -> io::Result<Woken> {
+        let mut until = self.course.deadline();
+        if self.is_idle() {
+            until = Some(self.sweep);
+        }
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let left = left.map(|left| Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        });
+        let sockets = &self.sockets;
+        let mut polled: Vec<_> = [&sockets.signals, &sockets.notify, &sockets.control]
+            .into_iter()
+            .chain(self.connections.iter().map(|connection| &connection.fd))
+            .chain(self.server.iter().map(|server| &server.pidfd))
+            .map(|fd| PollFd::new(fd, PollFlags::IN))
+            .collect();
+        match rustix::event::poll(&mut polled, left.as_ref()) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Ok(Woken::default()),
+            Err(errno) => return Err(errno.into()),
+        }
+        let mut ready = polled.iter().map(|fd| !fd.revents().is_empty());
+        let mut next = || ready.next().unwrap_or(false);
+        let (signals, notify, control) = (next(), next(), next());
+        let connections = (0..self.connections.len()).filter(|_| next()).collect();
+        Ok(Woken {
+            signals,
+            notify,
+            control,
+            server: next(),
+            connections,
+        })
+    }
+
+    fn act(&mut self, deed: Deed) {
+        match deed {
+            Deed::Spawn => self.spawn(),
+            Deed::Terminate => self.signal(Signal::TERM),
+            Deed::Kill(why) => {
+                self.fail(format!("the server is killed: {why}"));
+                self.signal(Signal::KILL);
+            }
+            Deed::Commit => {
+                self.old = None;
+                self.tell(
+                    Role::Upgrader,
+                    &Reply::Ready("the new program serves".to_owned()),
+                );
+            }
+            Deed::RollBack => {
+                self.fail(format!(
+                    "the new program did not come up, back to the old: {}",
+                    self.error
+                ));
+                self.spec = self.old.take().or(self.spec.take());
+                self.tell(Role::Upgrader, &Reply::Failed(self.error.clone()));
+            }
+            Deed::Ended(code) => self.over(code),
+        }
+    }
+
+    fn spawn(&mut self) {
+        let Some(spec) = &self.spec else {
+            return;
+        };
+        let job = Job {
+            spec,
+            folder: &self.folder,
+            fds: self.shelf.sorted(),
+            silence: self.silence,
+            origin: &self.origin,
+        };
+        self.starts += 1;
+        let spawned = Server::spawn(&job);
+        let name = spec.path().display().to_string();
+        self.course.spawned(Instant::now());
+        match spawned {
+            Ok(server) => self.note_server(server),
+            Err(error) => {
+                self.fail(format!("cannot run {name}: {error}"));
+                self.on_end(End::Code(127));
+            }
+        }
+    }
+
+    fn note_server(&mut self, server: Server) {
+        if let Err(error) = self.folder.write_pid(server.pid) {
+            self.fail(format!(
+                "cannot write {}: {error}",
+                self.folder.server_pid().display()
+            ));
+        }
+        self.server = Some(server);
+        self.used = true;
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        if let Some(server) = &self.server {
+            // One that is dead already needs no signal.
+            let _ = rustix::process::pidfd_send_signal(&server.pidfd, signal);
+        }
+    }
+
+    /// Reads all that was said by systemd's protocol.
+    fn hear(&mut self) {
+        let mut buffer = [0; protocol::MESSAGE_MAX];
+        loop {
+            let socket = self.sockets.notify.as_fd();
+            let Ok(mut got) = wire::receive(socket, &mut buffer, RecvFlags::DONTWAIT) else {
+                return;
+            };
+            if got.truncated {
+                self.fail(
+                    "a message or a descriptor was cut off: raise the limit of open files".into(),
+                );
+            }
+            let datagram = buffer.get(..got.length).unwrap_or_default();
+            let heard = Message::parse(datagram);
+            let done = heard.and_then(|message| self.on_message(message, &mut got.fds));
+            if let Err(error) = done {
+                self.fail(format!("a message was not followed: {error}"));
+            }
+        }
+    }
+
+    fn on_message(
+        &mut self,
+        message: Message,
+        fds: &mut Vec<OwnedFd>,
+    ) -> Result<(), protocol::Error> {
+        let now = Instant::now();
+        if let Some(silence) = message.watchdog {
+            self.silence = silence;
+            self.course.set_silence(silence);
+        }
+        if message.alive {
+            self.course.alive(now);
+        }
+        if message.stopping {
+            self.course.stopping();
+        }
+        if let Some(status) = message.status {
+            self.status = status;
+        }
+        match message.descriptors {
+            Descriptors::None => {}
+            Descriptors::Remove(name) => self.shelf.remove(&name),
+            Descriptors::Store(name) => match fds.pop() {
+                Some(fd) if fds.is_empty() => self.shelf.put(name, fd)?,
+                _ => self.fail(format!("one descriptor was expected with the name {name}")),
+            },
+        }
+        if message.ready && self.course.is_up() {
+            let deed = self.course.ready(now);
+            deed.into_iter().for_each(|deed| self.act(deed));
+            if self.course.is_ready() {
+                self.tell(Role::Front, &Reply::Ready(String::new()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The server is dead.
+    fn bury(&mut self) {
+        let Some(server) = self.server.take() else {
+            return;
+        };
+        let end = server.end();
+        let pid = server.pid.as_raw_nonzero();
+        let how = match end {
+            End::Code(code) => format!("with exit code {code}"),
+            End::Signal(signal) => format!("by signal {signal}"),
+            End::Unknown => "in an unknown way".to_owned(),
+        };
+        self.fail(format!("the server, process {pid}, ended {how}"));
+        self.on_end(end);
+    }
+
+    fn on_end(&mut self, end: End) {
+        let now = Instant::now();
+        let held = self.shelf.layers() > 0;
+        let deed = self.course.ended(end, held, now);
+        deed.into_iter().for_each(|deed| self.act(deed));
+        match self.course.deadline() {
+            Some(next) if next > now => {
+                note(&format!("the server is started again in {:?}", next - now));
+            }
+            _ => {}
+        }
+    }
+
+    /// No server is wanted any more.
+    fn over(&mut self, code: i32) {
+        self.spec = self.old.take().or(self.spec.take());
+        let _ = std::fs::remove_file(self.folder.server_pid());
+        let left = Reply::Failed("the server was stopped".to_owned());
+        self.tell(Role::Upgrader, &left);
+        self.tell(Role::Front, &Reply::Ended(code));
+        self.tell(Role::Stopper, &Reply::Ended(code));
+        let layers = self.shelf.layers();
+        if layers > 0 {
+            note(&format!(
+                "{layers} layers stay mounted and are kept until the server is back"
+            ));
+        }
+        // Nobody should wait for the end of an output that only the keeper still holds.
+        point_output(None);
+        self.sweep = Instant::now();
+    }
+
+    fn on_signal(&mut self) {
+        match next_signal(&self.sockets.signals) {
+            Some(Signal::HUP) => self.signal(Signal::HUP),
+            Some(_) => {
+                let deed = self.course.stop(Instant::now());
+                deed.into_iter().for_each(|deed| self.act(deed));
+            }
+            None => {}
+        }
+    }
+
+    fn accept(&mut self) {
+        let Ok(fd) = rustix::net::accept_with(&self.sockets.control, SocketFlags::CLOEXEC) else {
+            return;
+        };
+        if self.connections.len() < CONNECTIONS {
+            self.connections.push(Connection {
+                fd,
+                role: Role::Guest,
+                open: true,
+            });
+        }
+    }
+
+    fn on_request(&mut self, at: usize) {
+        let Some(connection) = self.connections.get(at) else {
+            return;
+        };
+        let mut buffer = vec![0; MESSAGE_MAX];
+        let got = wire::receive(connection.fd.as_fd(), &mut buffer, RecvFlags::DONTWAIT);
+        let peer = rustix::net::sockopt::socket_peercred(&connection.fd).map(|peer| peer.pid);
+        let (role, reply) = match got {
+            Ok(got) if got.length > 0 && !got.truncated => {
+                let message = buffer.get(..got.length).and_then(Request::parse);
+                self.answer(connection.role, message, got.fds, peer.ok())
+            }
+            Err(rustix::io::Errno::AGAIN) => return,
+            _ => return self.close(at),
+        };
+        if let Some(connection) = self.connections.get_mut(at) {
+            connection.role = role;
+            reply.into_iter().for_each(|reply| connection.say(&reply));
+        }
+    }
+
+    fn close(&mut self, at: usize) {
+        if let Some(connection) = self.connections.get_mut(at) {
+            connection.open = false;
+        }
+    }
+
+    /// Follows a request: what its sender is from now on, and what it is told at once.
+    fn answer(
+        &mut self,
+        role: Role,
+        request: Option<Request>,
+        fds: Vec<OwnedFd>,
+        peer: Option<Pid>,
+    ) -> (Role, Option<Reply>) {
+        let failed = |text: String| (role, Some(Reply::Failed(text)));
+        match request {
+            Some(Request::Start(spec)) => match self.start(spec, &fds) {
+                Ok(ready) => (Role::Front, ready.then(|| Reply::Ready(String::new()))),
+                Err(error) => failed(error.to_string()),
+            },
+            Some(Request::Adopt(spec)) => match self.adopt(spec, peer) {
+                Ok(()) => (Role::Server, Some(Reply::Ready(String::new()))),
+                Err(error) => failed(error.to_string()),
+            },
+            Some(Request::Hello) => (Role::Server, Some(Reply::Ready(String::new()))),
+            Some(Request::Upgrade(path)) => match self.upgrade(&path) {
+                Ok(()) => (Role::Upgrader, None),
+                Err(error) => failed(error.to_string()),
+            },
+            Some(Request::Stop) => {
+                let role = if role == Role::Front {
+                    role
+                } else {
+                    Role::Stopper
+                };
+                match self.course.stop(Instant::now()) {
+                    Some(Deed::Ended(code)) => {
+                        self.over(code);
+                        (role, Some(Reply::Ended(code)))
+                    }
+                    deed => {
+                        deed.into_iter().for_each(|deed| self.act(deed));
+                        (role, None)
+                    }
+                }
+            }
+            Some(Request::Reload) => {
+                self.signal(Signal::HUP);
+                (role, None)
+            }
+            Some(Request::State) => (role, Some(Reply::State(self.state()))),
+            None => failed("this keeper does not know the request".to_owned()),
+        }
+    }
+
+    /// Runs the server described by `spec`; `true` if it serves already.
+    fn start(&mut self, spec: Vec<u8>, output: &[OwnedFd]) -> io::Result<bool> {
+        if self
+            .connections
+            .iter()
+            .any(|connection| connection.role == Role::Front)
+        {
+            return Err(io::Error::other("crfs is running already for this folder"));
+        }
+        let spec = Spec::open(spec, None)?;
+        point_output(Some(output));
+        let same = self.spec.as_ref().is_some_and(|own| own.is_like(&spec));
+        if self.course.is_up() && self.course.is_wanted() && same {
+            return Ok(self.course.is_ready());
+        }
+        self.used = true;
+        if self.course.is_up() {
+            self.replace(spec);
+        } else {
+            self.spec = Some(spec);
+            self.course.start(Instant::now());
+        }
+        Ok(false)
+    }
+
+    fn adopt(&mut self, spec: Vec<u8>, peer: Option<Pid>) -> io::Result<()> {
+        let pid = peer.ok_or(io::ErrorKind::NotFound)?;
+        if self.course.is_up() {
+            return Err(io::Error::other("another server runs"));
+        }
+        let running = format!("/proc/{}/exe", pid.as_raw_nonzero());
+        self.spec = Some(Spec::open(spec, Some(running.as_ref()))?);
+        self.note_server(Server::running(pid)?);
+        self.course.adopt(Instant::now());
+        Ok(())
+    }
+
+    fn upgrade(&mut self, path: &std::path::Path) -> io::Result<()> {
+        if self.course.is_trial() {
+            return Err(io::Error::other("another upgrade is under way"));
+        }
+        let own = self
+            .spec
+            .as_ref()
+            .ok_or(io::Error::other("no server was ever started"))?;
+        let spec = own.with_program(path)?;
+        self.replace(spec);
+        Ok(())
+    }
+
+    fn replace(&mut self, spec: Spec) {
+        let before = self.spec.replace(spec);
+        // With an upgrade under way, the one to go back to is the last that served.
+        self.old = self.old.take().or(before);
+        let deed = self.course.replace(Instant::now());
+        deed.into_iter().for_each(|deed| self.act(deed));
+    }
+
+    fn state(&self) -> String {
+        let pid = self
+            .server
+            .as_ref()
+            .map_or(0, |server| server.pid.as_raw_nonzero().get());
+        let phase = match (
+            self.course.is_up(),
+            self.course.is_ready(),
+            self.course.is_wanted(),
+        ) {
+            (true, true, _) => "ready",
+            (true, false, _) => "starting",
+            (false, _, true) => "waiting",
+            (false, _, false) => "stopped",
+        };
+        let next = self.course.deadline().filter(|_| !self.course.is_up());
+        let next = next.map_or(0, |at| {
+            at.saturating_duration_since(Instant::now()).as_millis()
+        });
+        format!(
+            "phase {phase}\npid {pid}\nlayers {}\nstarts {}\nnext_start_ms {next}\n\
+             last_error {}\nstatus {}\n",
+            self.shelf.layers(),
+            self.starts,
+            self.error,
+            self.status,
+        )
+    }
+
+    fn tell(&mut self, role: Role, reply: &Reply) {
+        for connection in &mut self.connections {
+            if connection.role == role {
+                connection.say(reply);
+                if role == Role::Upgrader {
+                    connection.role = Role::Guest;
+                }
+            }
+        }
+    }
+
+    fn fail(&mut self, text: String) {
+        note(&text);
+        self.error = text;
+    }
+}
+
+impl Connection {
+    /// Says it if the other end listens; the keeper waits for nobody.
+    fn say(&mut self, reply: &Reply) {
+        let flags = SendFlags::DONTWAIT;
+        self.open &= wire::send(self.fd.as_fd(), None, &reply.encode(), &[], flags).is_ok();
+    }
+}
+
+/// A line for people. An output that is gone is no reason to end.
+fn note(text: &str) {
+    let _ = io::stderr().write_all(format!("keeper: {text}\n").as_bytes());
+}
