@@ -33,7 +33,13 @@ pub fn size(ino: u64) -> u64 {
 pub fn content(ino: u64, offset: u64, len: usize) -> Vec<u8> {
     let end = size(ino).min(offset.saturating_add(len as u64));
     (offset..end)
-        .map(|at| ((at / 8).wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(ino) >> 29) as u8 ^ at as u8)
+        .map(|at| {
+            ((at / 8)
+                .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+                .wrapping_add(ino)
+                >> 29) as u8
+                ^ at as u8
+        })
         .collect()
 }
 
@@ -67,13 +73,17 @@ fn child(parent: u64, name: &OsStr) -> Option<u64> {
     let number = |prefix| name.strip_prefix(prefix)?.parse::<u64>().ok();
     match parent {
         1 => number("d").filter(|dir| *dir < DIRS).map(|dir| 2 + dir),
-        dir => number("f").filter(|file| *file < FILES).map(|file| inode(dir - 2, file)),
+        dir => number("f")
+            .filter(|file| *file < FILES)
+            .map(|file| inode(dir - 2, file)),
     }
 }
 
 fn entries(ino: u64) -> Vec<(u64, FileType, String)> {
     match ino {
-        1 => (0..DIRS).map(|d| (2 + d, FileType::Directory, format!("d{d}"))).collect(),
+        1 => (0..DIRS)
+            .map(|d| (2 + d, FileType::Directory, format!("d{d}")))
+            .collect(),
         dir => (0..FILES)
             .map(|f| (inode(dir - 2, f), FileType::RegularFile, format!("f{f}")))
             .collect(),
@@ -121,7 +131,8 @@ impl Filesystem for TestFs {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        for (at, (ino, kind, name)) in entries(ino.0).into_iter().enumerate().skip(offset as usize) {
+        for (at, (ino, kind, name)) in entries(ino.0).into_iter().enumerate().skip(offset as usize)
+        {
             if reply.add(INodeNo(ino), at as u64 + 1, kind, name) {
                 break;
             }

@@ -209,7 +209,7 @@ pub fn upgrade(folder: &Folder, path: &Path) -> Result<(), Error> {
     }
 }
 
-/// The keeper's state: lines of a key, a space and a value. Keys: `phase` (ready, starting, waiting,
+/// The keeper's state: lines of a key, a space and a value. Keys: `keeper` (its process), `phase` (ready, starting, waiting,
 /// stopped), `pid`, `layers`, `starts`, `next_start_ms`, `last_error`, `status`.
 pub fn state(folder: &Folder) -> Result<String, Error> {
     let keeper = Connection::existing(folder)?;

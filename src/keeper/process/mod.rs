@@ -551,8 +551,9 @@ impl Keeper {
             at.saturating_duration_since(Instant::now()).as_millis()
         });
         format!(
-            "phase {phase}\npid {pid}\nlayers {}\nstarts {}\nnext_start_ms {next}\n\
+            "keeper {}\nphase {phase}\npid {pid}\nlayers {}\nstarts {}\nnext_start_ms {next}\n\
              last_error {}\nstatus {}\n",
+            std::process::id(),
             self.shelf.layers(),
             self.starts,
             self.error,

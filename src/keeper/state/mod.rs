@@ -4,7 +4,7 @@
 //! Layout, all numbers in this machine's byte order (the file never leaves it):
 //!
 //! ```text
-//! 0          "crfsSTA1"
+//! 0          "crfsSTA1"   8 u32 how many slots of mounts were ever used
 //! 4096       mounts, 512 bytes each:
 //!              0 u32 phase (0 free, 1 answering, 2 answered)   4 u16 name length
 //!              6 u16 request length   8 u16 reply length
@@ -35,9 +35,13 @@ use super::Error;
 use super::protocol::FdName;
 
 const MAGIC: &[u8; 8] = b"crfsSTA1";
+const END_AT: u64 = 8;
 const MOUNTS_AT: u64 = 4096;
 const MOUNT: usize = 512;
 const OPENS_AT: u64 = 256 * 1024 * 1024;
+/// Mounts that fit before the open files.
+const SLOTS: u32 = 500_000;
+// Field and room of each part of a mount's record.
 const NAME: (usize, usize) = (16, 256);
 const REQUEST: (usize, usize) = (272, 112);
 const REPLY: (usize, usize) = (384, 128);
@@ -98,30 +102,20 @@ impl State {
             return Err(Error::State("it was written by another version"));
         }
         let mut tables = Tables::default();
-        let mounts = length
-            .min(OPENS_AT)
-            .saturating_sub(MOUNTS_AT)
-            .div_ceil(MOUNT as u64);
-        for slot in 0..u32::try_from(mounts).map_err(|_| Error::State("it is too long"))? {
+        let mut end = [0; 4];
+        read(fd.as_fd(), &mut end, END_AT)?;
+        tables.end = u32::from_ne_bytes(end);
+        if tables.end > SLOTS {
+            return Err(Error::State("it says that it has more mounts than fit"));
+        }
+        for slot in 0..tables.end {
             let mut record = [0; MOUNT];
             read(fd.as_fd(), &mut record, mount_at(slot))?;
             match parse(&record)? {
                 Some((name, mount)) => drop(tables.mounts.insert(name, (slot, mount))),
-                // Where the open files begin beyond a hole, all up to there reads as free.
-                None if length > OPENS_AT => {}
                 None => tables.free.push(slot),
             }
         }
-        tables.end = tables
-            .mounts
-            .values()
-            .map(|(slot, _)| slot + 1)
-            .max()
-            .unwrap_or(0);
-        let used: Vec<_> = tables.mounts.values().map(|(slot, _)| *slot).collect();
-        tables.free = (0..tables.end)
-            .filter(|slot| !used.contains(slot))
-            .collect();
         tables.opens = Opens::read(fd.as_fd(), length)?;
         Ok(Self {
             fd,
@@ -156,10 +150,12 @@ impl State {
             tables.release(self.fd.as_fd(), slot)?;
         }
         let record = encode(name, &mount)?;
-        let slot = tables.free.pop().unwrap_or(tables.end);
+        let slot = match tables.free.pop() {
+            Some(slot) => slot,
+            None => tables.append(self.fd.as_fd())?,
+        };
         write(self.fd.as_fd(), &record, mount_at(slot))?;
         write_phase(self.fd.as_fd(), mount_at(slot), mount.phase as u32)?;
-        tables.end = tables.end.max(slot + 1);
         tables.mounts.insert(name.clone(), (slot, mount));
         Ok(())
     }
@@ -200,6 +196,16 @@ impl State {
 }
 
 impl Tables {
+    /// A slot at the end. The new end is written first: a slot that was never filled reads as free.
+    fn append(&mut self, fd: BorrowedFd<'_>) -> Result<u32, Error> {
+        if self.end >= SLOTS {
+            return Err(Error::State("it is full"));
+        }
+        write(fd, &(self.end + 1).to_ne_bytes(), END_AT)?;
+        self.end += 1;
+        Ok(self.end - 1)
+    }
+
     /// Frees a mount's slot, after its open files, which name it.
     fn release(&mut self, fd: BorrowedFd<'_>, slot: u32) -> Result<(), Error> {
         for file in self.opens.of_mount(slot) {

@@ -76,6 +76,8 @@ fn a_record_without_its_phase_was_never_there() {
     let state = fresh();
     state.record(&name("a"), mount(Phase::Answered, 1)).unwrap();
     let half = encode(&name("b"), &mount(Phase::Answered, 2)).unwrap();
+    write(state.fd.as_fd(), &2u32.to_ne_bytes(), END_AT).unwrap();
+    assert_eq!(successor(&state).names(), [name("a")]);
     write(state.fd.as_fd(), &half, mount_at(1)).unwrap();
     let next = successor(&state);
     assert_eq!(next.names(), [name("a")]);
@@ -92,10 +94,17 @@ fn a_record_without_its_phase_was_never_there() {
 
 #[test]
 fn what_is_no_table_is_refused() {
-    let cases: [&[(&[u8], u64)]; 3] = [
+    let cases: [&[(&[u8], u64)]; 4] = [
         &[(b"crfsSTA9", 0)],
-        &[(&[9, 0, 0, 0], MOUNTS_AT)],
-        &[(&[1, 0, 0, 0, 255, 255], MOUNTS_AT)],
+        &[(&[255; 4], END_AT)],
+        &[
+            (&1u32.to_ne_bytes(), END_AT),
+            (&9u32.to_ne_bytes(), MOUNTS_AT),
+        ],
+        &[
+            (&1u32.to_ne_bytes(), END_AT),
+            (&[1, 0, 0, 0, 255, 255], MOUNTS_AT),
+        ],
     ];
     for case in cases {
         let fd = State::create().unwrap();
