@@ -20,14 +20,19 @@ fn readers_never_notice_that_the_server_is_killed() {
     let kills = if long { 1000 } else { 50 };
     let front = rig.serve();
     let readers = [rig.path("merged"), rig.path("layer")].map(|root| Readers::start(&root));
-    let (mut dice, mut last) = (7, None);
-    for _ in 0..kills {
-        // Also in the middle of its start.
-        thread::sleep(Duration::from_millis(roll(&mut dice, 150)));
-        rig.until("there is another server", || {
-            rig.server_pid().is_some_and(|pid| Some(pid) != last)
-        });
-        last = Some(rig.signal_server(Signal::KILL));
+    let mut dice = 7;
+    for kill in 0..kills {
+        // One in five in the middle of its start.
+        let old = rig.signal_server(Signal::KILL);
+        if kill % 5 == 4 {
+            rig.until("there is another server", || {
+                rig.server_pid().is_some_and(|pid| pid != old)
+            });
+            thread::sleep(Duration::from_millis(roll(&mut dice, 20)));
+        } else {
+            rig.until_replaced(old);
+            thread::sleep(Duration::from_millis(roll(&mut dice, 120)));
+        }
     }
     rig.until("the last one is ready", || rig.says("phase") == "ready");
     thread::sleep(Duration::from_millis(200));

@@ -149,10 +149,12 @@ impl Drop for Rig {
         for name in ["merged", "layer"] {
             let _ = rustix::mount::unmount(self.path(name), UnmountFlags::DETACH);
         }
-        // Whatever the test left: the keeper first, lest it starts another server.
+        // Whatever the test left: neither may start the other again.
         let pids = ["keeper", "pid"].map(|key| self.says(key).parse().unwrap_or(0));
-        for pid in pids.into_iter().filter_map(Pid::from_raw) {
-            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        for signal in [Signal::STOP, Signal::KILL] {
+            for pid in pids.into_iter().filter_map(Pid::from_raw) {
+                let _ = rustix::process::kill_process(pid, signal);
+            }
         }
         let _ = rustix::mount::unmount(self.folder.root(), UnmountFlags::DETACH);
     }

@@ -55,7 +55,7 @@ fn serve(folder: &Path) {
     if mode == "die" {
         std::process::exit(3);
     }
-    let held = Arc::new(Held::take_over().unwrap());
+    let held = Arc::new(Held::take_over(folder).unwrap());
     held.guard(Path::new(env!("CARGO_BIN_EXE_crfs"))).unwrap();
     let state = held.state().unwrap();
     let name = FdName::new(LAYER).unwrap();

@@ -20,6 +20,7 @@ use super::{Error, Folder, KEEPER_NAME};
 /// How long a keeper may take to appear.
 const APPEAR: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+const START_AGAIN: Duration = Duration::from_millis(500);
 
 /// Where the keeper is, and what to start if it is not there.
 #[derive(Debug, Clone)]
@@ -43,40 +44,47 @@ impl Attach {
     /// Connects to the keeper, which is started if there is none.
     pub(super) fn keeper(&self) -> Result<Connection, Error> {
         let until = Instant::now() + APPEAR;
-        let mut started = None;
+        let (mut next, mut pause) = (Instant::now(), START_AGAIN);
         loop {
             if let Some(connection) = Connection::open(&self.folder)? {
                 return Ok(connection);
             }
-            if Instant::now() > until {
+            let now = Instant::now();
+            if now > until {
                 return Err(Error::NoKeeper(self.folder.root().display().to_string()));
             }
-            // One that lost a race, or met one that was just leaving, has ended: try another.
-            let gone = started
-                .as_mut()
-                .is_none_or(|child: &mut std::process::Child| {
-                    child.try_wait().is_ok_and(|status| status.is_some())
-                });
-            if gone {
-                started = Some(self.start_keeper()?);
+            if now >= next {
+                // One started before may have lost a race, or met one that was just leaving.
+                self.start_keeper()?;
+                (next, pause) = (now + pause, pause * 2);
             }
             thread::sleep(LOOK_AGAIN);
         }
     }
 
-    fn start_keeper(&self) -> Result<std::process::Child, Error> {
+    /// Starts a keeper that is nobody's child: it outlives this process, and leaves no zombie.
+    fn start_keeper(&self) -> Result<(), Error> {
+        let fail = Error::io("start the keeper");
         let mut command = Command::new(&self.keeper);
         command
             .arg0(KEEPER_NAME)
             .arg(self.folder.root())
             .env_clear()
             .stdin(Stdio::null());
-        // SAFETY: setsid is a plain system call. A session of its own keeps the keeper from the
-        // terminal's and the front's group's signals.
+        // SAFETY: setsid, fork and _exit may be called between fork and exec. A session of its own
+        // keeps the keeper from the signals of the terminal and of the front's process group.
         unsafe {
-            command.pre_exec(|| rustix::process::setsid().map(drop).map_err(io::Error::from));
+            command.pre_exec(|| {
+                rustix::process::setsid()?;
+                match libc::fork() {
+                    -1 => Err(io::Error::last_os_error()),
+                    0 => Ok(()),
+                    _ => libc::_exit(0),
+                }
+            });
         }
-        command.spawn().map_err(Error::io("start the keeper"))
+        let mut between = command.spawn().map_err(&fail)?;
+        between.wait().map(drop).map_err(fail)
     }
 }
 
@@ -137,6 +145,7 @@ impl Connection {
 pub fn front(attach: &Attach, program: &Program) -> Result<i32, Error> {
     let signals = signals().map_err(Error::io("take signals"))?;
     let spec = program.encode().map_err(Error::io("describe the server"))?;
+    let mut until = Instant::now() + APPEAR * 2;
     loop {
         let keeper = attach.keeper()?;
         let request = Request::Start(spec.clone());
@@ -149,16 +158,27 @@ pub fn front(attach: &Attach, program: &Program) -> Result<i32, Error> {
             }
             Err(error) => return Err(error),
         }
-        if let Some(code) = watch(&keeper, &signals)? {
-            return Ok(code);
+        match watch(&keeper, &signals)? {
+            Outcome::Ended(code) => return Ok(code),
+            // The server starts another keeper and brings it the layers: that comes first.
+            Outcome::KeeperDied => until = Instant::now() + APPEAR * 2,
+            Outcome::Wait if Instant::now() > until => {
+                return Err(Error::Running(attach.folder.root().display().to_string()));
+            }
+            Outcome::Wait => {}
         }
-        // The keeper died. The server starts another one, and comes with the layers: let it.
         thread::sleep(LOOK_AGAIN * 10);
     }
 }
 
-/// Waits for the server's end; `None` if the keeper is gone first.
-fn watch(keeper: &Connection, signals: &OwnedFd) -> Result<Option<i32>, Error> {
+enum Outcome {
+    Ended(i32),
+    KeeperDied,
+    Wait,
+}
+
+/// Waits for the server's end.
+fn watch(keeper: &Connection, signals: &OwnedFd) -> Result<Outcome, Error> {
     loop {
         let mut polled = [&keeper.0, signals].map(|fd| PollFd::new(fd, PollFlags::IN));
         match rustix::event::poll(&mut polled, None) {
@@ -175,8 +195,9 @@ fn watch(keeper: &Connection, signals: &OwnedFd) -> Result<Option<i32>, Error> {
         }
         if said {
             match keeper.hear()? {
-                None => return Ok(None),
-                Some(Reply::Ended(code)) => return Ok(Some(code)),
+                None => return Ok(Outcome::KeeperDied),
+                Some(Reply::Wait) => return Ok(Outcome::Wait),
+                Some(Reply::Ended(code)) => return Ok(Outcome::Ended(code)),
                 Some(Reply::Failed(why)) => return Err(Error::Refused(why)),
                 Some(Reply::Ready(_) | Reply::State(_)) => {}
             }

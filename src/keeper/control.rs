@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | `S` spec (with stdout, stderr) | run the server, tell its end | `R` text | done; the server serves |
 //! | `A` spec | I am the server, my keeper died | `F` text | not done, and why |
+//! | | | `W` | a server lives that did not introduce itself yet: ask again |
 //! | `H` | I am the server, tell me if you die | `E` code | the server has ended for good |
 //! | `U` path | replace the program | `I` text | the state, `key value` lines |
 //! | `T`, `L`, `Q` | stop it, reload it, what is your state | | |
@@ -39,6 +40,7 @@ pub(super) enum Request {
 pub(super) enum Reply {
     Ready(String),
     Failed(String),
+    Wait,
     Ended(i32),
     State(String),
 }
@@ -77,6 +79,7 @@ impl Reply {
         match self {
             Self::Ready(text) => format!("R{text}"),
             Self::Failed(text) => format!("F{text}"),
+            Self::Wait => "W".to_owned(),
             Self::Ended(code) => format!("E{code}"),
             Self::State(text) => format!("I{text}"),
         }
@@ -89,6 +92,7 @@ impl Reply {
         Some(match letter {
             b'R' => Self::Ready(text()),
             b'F' => Self::Failed(text()),
+            b'W' => Self::Wait,
             b'E' => Self::Ended(text().parse().ok()?),
             b'I' => Self::State(text()),
             _ => return None,
@@ -277,6 +281,7 @@ mod tests {
             Reply::Ready("12".into()),
             Reply::Failed("no such file".into()),
             Reply::Ended(3),
+            Reply::Wait,
             Reply::State("layers 2".into()),
         ];
         for reply in replies {

@@ -1,8 +1,11 @@
 //! Where the keeper and those who talk to it meet: the names below the root folder.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FlockOperation;
 use rustix::process::Pid;
 
 /// The root folder of a daemon, absolute.
@@ -42,6 +45,25 @@ impl Folder {
     /// Process number of the running server, in decimal.
     pub fn server_pid(&self) -> PathBuf {
         self.root.join("server.pid")
+    }
+
+    /// Locked by the one server of this folder, for as long as it lives.
+    pub fn server_lock(&self) -> PathBuf {
+        self.root.join("server.lock")
+    }
+
+    /// Takes the server's lock; `None` if a server lives. It is free when the last duplicate of the
+    /// descriptor is closed.
+    pub(super) fn lock_server(&self) -> io::Result<Option<OwnedFd>> {
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(self.server_lock())?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file.into())),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     pub(super) fn write_pid(&self, pid: Pid) -> io::Result<()> {

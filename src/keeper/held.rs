@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use super::client::{Attach, Connection};
 use super::control::{Program, Reply, Request};
 use super::protocol::{self, FdName, Identity, NAMES_MAX, Notify};
-use super::{Error, LISTEN, SERVER_VARIABLE, STATE, State};
+use super::{Error, Folder, LISTEN, LOCK, SERVER_VARIABLE, STATE, State};
 
 /// Pause after a keeper that could not be started.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -33,6 +33,7 @@ pub struct Held {
     notify: Option<Notify>,
     fds: Mutex<BTreeMap<FdName, Arc<OwnedFd>>>,
     ending: AtomicBool,
+    _lock: OwnedFd,
 }
 
 /// Whether this process was started by a store, systemd or ours: it is the server. If not, it is a
@@ -44,19 +45,28 @@ pub fn is_server() -> bool {
 }
 
 impl Held {
-    /// Takes over what the store handed to this process. Without a store everything works, and
-    /// nothing survives.
-    pub fn take_over() -> Result<Self, Error> {
-        let notify = Notify::from_env()?;
+    /// Takes over what the store handed to this process, and the lock of the one server below `root`.
+    /// Without a store everything works, and nothing survives.
+    pub fn take_over(root: &Path) -> Result<Self, Error> {
+        let folder = Folder::new(root).map_err(Error::io("find the root folder"))?;
+        let mut inherited = protocol::inherit()?;
+        let lock = match inherited.take(LOCK) {
+            Some(lock) => Some(lock),
+            None => folder
+                .lock_server()
+                .map_err(Error::io("lock the root folder"))?,
+        };
+        let lock = lock.ok_or_else(|| Error::Running(root.display().to_string()))?;
         let mut fds = BTreeMap::new();
-        for (name, fd) in protocol::inherit()?.into_rest() {
+        for (name, fd) in inherited.into_rest() {
             // systemd may know one descriptor twice; the first is as good as the second.
             fds.entry(name).or_insert_with(|| Arc::new(fd));
         }
         Ok(Self {
-            notify,
+            notify: Notify::from_env()?,
             fds: Mutex::new(fds),
             ending: AtomicBool::new(false),
+            _lock: lock,
         })
     }
 

@@ -39,6 +39,10 @@ pub const LISTEN: &str = "listen";
 /// Name of the memfd of [`State`] in the store.
 pub const STATE: &str = "state";
 
+/// Name of the server's lock among the descriptors that it is started with. The keeper takes the lock
+/// and the server has it from its first moment to its last; it is in no store.
+pub const LOCK: &str = "lock";
+
 /// Set for a server that our keeper started: the root folder. Not set under systemd.
 pub const SERVER_VARIABLE: &str = "CRFS_KEEPER";
 
@@ -56,6 +60,9 @@ pub enum Error {
     /// The keeper could not do it.
     #[error("the keeper refused: {0}")]
     Refused(String),
+    /// Another server lives.
+    #[error("another server runs for {0}")]
+    Running(String),
     /// No keeper runs for this folder, and one was needed.
     #[error("no keeper runs for {0}")]
     NoKeeper(String),

@@ -2,8 +2,8 @@
 //! argument, deeds go out as values, so every path is a unit test.
 //!
 //! * A server that dies is started again at once if it had been serving for a while; else after a
-//!   pause that doubles. The pause stays short for one that got as far as serving, because readers
-//!   wait for it.
+//!   pause that doubles. The pause stays short for one that got as far as serving or was killed from
+//!   outside, because readers wait for it.
 //! * A server that ends because it was told to, or says so, is not started again.
 //! * A first start that fails is final when there is nothing to lose: a typing error in the
 //!   configuration should be seen, not repeated.
@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 /// Once ready for this long, a server counts as sound and its death as an accident.
 const SOUND: Duration = Duration::from_millis(100);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
-/// Longest pause before a server that had become ready, and before one that had not.
-const PAUSE_SERVED: Duration = Duration::from_millis(250);
+/// Longest pause after a server that had become ready or was killed, and after one that failed.
+const PAUSE_KILLED: Duration = Duration::from_millis(200);
 const PAUSE_FAILED: Duration = Duration::from_secs(10);
 /// How long a server may take from SIGTERM to its end.
 const END_LIMIT: Duration = Duration::from_secs(10);
@@ -240,7 +240,8 @@ impl Course {
         if let (End::Code(code), false, false) = (end, self.proven, held) {
             return Some(self.over(code));
         }
-        let pause = self.pause(served);
+        let killed = served.is_some() || matches!(end, End::Signal(9) | End::Unknown);
+        let pause = self.pause(served, killed);
         self.phase = Phase::Down {
             start: Some(now + pause),
         };
@@ -293,18 +294,14 @@ impl Course {
     }
 
     /// The pause before the next start, `served` being how long the dead one had been ready.
-    fn pause(&mut self, served: Option<Duration>) -> Duration {
+    fn pause(&mut self, served: Option<Duration>, killed: bool) -> Duration {
         if served.is_some_and(|served| served >= SOUND) {
             self.deaths = 0;
             return Duration::ZERO;
         }
         let pause = FIRST_PAUSE * (1 << self.deaths.min(10));
         self.deaths = self.deaths.saturating_add(1);
-        pause.min(if served.is_some() {
-            PAUSE_SERVED
-        } else {
-            PAUSE_FAILED
-        })
+        pause.min(if killed { PAUSE_KILLED } else { PAUSE_FAILED })
     }
 }
 
@@ -352,6 +349,18 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_killed_again_and_again_is_not_waited_for_long() {
+        let now = Instant::now();
+        let mut killed = course(now);
+        for _ in 0..10 {
+            assert_eq!(killed.ended(End::Signal(9), true, now), None);
+            killed.spawned(now);
+        }
+        killed.ended(End::Signal(9), true, now);
+        assert_eq!(killed.deadline(), Some(now + PAUSE_KILLED));
+    }
+
+    #[test]
     fn one_that_dies_on_the_first_request_is_not_waited_for_long() {
         let now = Instant::now();
         let mut course = course(now);
@@ -362,7 +371,7 @@ mod tests {
         }
         course.ready(now);
         course.ended(End::Signal(11), true, now);
-        assert_eq!(course.deadline(), Some(now + PAUSE_SERVED));
+        assert_eq!(course.deadline(), Some(now + PAUSE_KILLED));
     }
 
     #[test]

@@ -35,9 +35,9 @@ use self::child::{Job, Origin, Server};
 use self::course::{Course, Deed, End};
 use self::setup::{Sockets, point_output};
 use self::shelf::Shelf;
-use super::Folder;
 use super::control::{MESSAGE_MAX, Reply, Request, Spec};
-use super::protocol::{self, Descriptors, Message, wire};
+use super::protocol::{self, Descriptors, FdName, Message, wire};
+use super::{Folder, LOCK};
 
 /// How long a ready server may be silent, unless it says otherwise (`WATCHDOG_USEC=`).
 const SILENCE: Duration = Duration::from_secs(30);
@@ -225,9 +225,31 @@ impl Keeper {
     }
 
     fn spawn(&mut self) {
-        let Some(spec) = &self.spec else {
-            return;
-        };
+        self.starts += 1;
+        self.course.spawned(Instant::now());
+        match self.try_spawn() {
+            Ok(server) => self.note_server(server),
+            Err(error) => {
+                let name = self
+                    .spec
+                    .as_ref()
+                    .map(|spec| spec.path().display().to_string());
+                self.fail(format!("cannot run {}: {error}", name.unwrap_or_default()));
+                self.on_end(End::Code(127));
+            }
+        }
+    }
+
+    /// Starts the server with all that is held, and with the lock: nobody else starts one, not even
+    /// after this keeper's death.
+    fn try_spawn(&mut self) -> io::Result<Server> {
+        let spec = self.spec.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let lock = self.folder.lock_server()?;
+        let lock = lock.ok_or_else(|| io::Error::other("another server lives"))?;
+        let name = FdName::new(LOCK).map_err(io::Error::other)?;
+        self.shelf
+            .put(name.clone(), lock)
+            .map_err(io::Error::other)?;
         let job = Job {
             spec,
             folder: &self.folder,
@@ -235,17 +257,9 @@ impl Keeper {
             silence: self.silence,
             origin: &self.origin,
         };
-        self.starts += 1;
-        let spawned = Server::spawn(&job);
-        let name = spec.path().display().to_string();
-        self.course.spawned(Instant::now());
-        match spawned {
-            Ok(server) => self.note_server(server),
-            Err(error) => {
-                self.fail(format!("cannot run {name}: {error}"));
-                self.on_end(End::Code(127));
-            }
-        }
+        let server = Server::spawn(&job);
+        self.shelf.remove(&name);
+        server
     }
 
     fn note_server(&mut self, server: Server) {
@@ -436,6 +450,9 @@ impl Keeper {
         match request {
             Some(Request::Start(spec)) => match self.start(spec, &fds) {
                 Ok(ready) => (Role::Front, ready.then(|| Reply::Ready(String::new()))),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    (role, Some(Reply::Wait))
+                }
                 Err(error) => failed(error.to_string()),
             },
             Some(Request::Adopt(spec)) => match self.adopt(spec, peer) {
@@ -483,6 +500,10 @@ impl Keeper {
             return Err(io::Error::other("crfs is running already for this folder"));
         }
         let spec = Spec::open(spec, None)?;
+        if !self.course.is_up() && self.folder.lock_server()?.is_none() {
+            // Its keeper died: it is about to bring the layers.
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         point_output(Some(output));
         let same = self.spec.as_ref().is_some_and(|own| own.is_like(&spec));
         if self.course.is_up() && self.course.is_wanted() && same {

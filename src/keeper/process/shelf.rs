@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::keeper::protocol::{Error, FdName, NAMES_MAX};
-use crate::keeper::{LISTEN, STATE};
+use crate::keeper::{LISTEN, LOCK, STATE};
 
 /// One descriptor per name.
 #[derive(Debug, Default)]
@@ -33,7 +33,7 @@ impl Shelf {
         self.fds.retain(|(own, _)| own != name);
     }
 
-    /// How many layers there are: everything but the listening socket and the table of state.
+    /// How many layers there are: everything but what belongs to the server itself.
     pub(super) fn layers(&self) -> usize {
         self.fds.iter().filter(|(name, _)| !is_own(name)).count()
     }
@@ -53,7 +53,7 @@ impl Shelf {
 }
 
 fn is_own(name: &FdName) -> bool {
-    [LISTEN, STATE].contains(&name.as_str())
+    [LISTEN, LOCK, STATE].contains(&name.as_str())
 }
 
 /// `/dev/fuse` reports an error when its mount is gone (`fuse_dev_poll`).
