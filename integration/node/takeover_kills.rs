@@ -8,7 +8,7 @@ use crfs::keeper;
 use rustix::process::{Pid, Signal};
 
 use crate::takeover_rig::{Readers, Rig, roll};
-use crate::takeover_server::set_mode;
+use crate::takeover_server::{front_process, set_mode};
 
 /// The longest that a reader may wait over a take-over.
 const STALL: Duration = Duration::from_secs(1);
@@ -212,6 +212,41 @@ fn a_keeper_stays_with_its_layers_and_is_found_again() {
     assert!(
         !keeper::stop(&rig.folder).unwrap(),
         "there is nothing to stop"
+    );
+}
+
+#[test]
+fn the_front_may_die_and_its_signals_reach_the_server() {
+    let Some(rig) = Rig::new() else { return };
+    let mut front = front_process(rig.folder.root());
+    rig.until("the server is ready", || rig.says("phase") == "ready");
+    rig.overlay();
+    let readers = Readers::start(&rig.path("merged"));
+    let server = rig.server_pid();
+    front.kill().unwrap();
+    front.wait().unwrap();
+    thread::sleep(Duration::from_millis(100));
+    let mut front = front_process(rig.folder.root());
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(
+        (rig.server_pid(), rig.says("phase")),
+        (server, "ready".to_owned())
+    );
+    assert_eq!(rig.number("starts"), 1);
+    let pid = Pid::from_child(&front);
+    rustix::process::kill_process(pid, Signal::TERM).unwrap();
+    assert_eq!(front.wait().unwrap().code(), Some(0));
+    assert_eq!(rig.says("phase"), "stopped");
+    let mut front = front_process(rig.folder.root());
+    rig.until("it serves again", || rig.says("phase") == "ready");
+    readers.end();
+    // To the keeper, SIGTERM says the same.
+    let keeper = Pid::from_raw(rig.says("keeper").parse().unwrap()).unwrap();
+    rustix::process::kill_process(keeper, Signal::TERM).unwrap();
+    assert_eq!(front.wait().unwrap().code(), Some(0));
+    assert_eq!(
+        (rig.says("phase"), rig.number("layers")),
+        ("stopped".to_owned(), 1)
     );
 }
 

@@ -3,18 +3,23 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crfs::fs::kept;
 use crfs::keeper::protocol::FdName;
-use crfs::keeper::{Held, Program};
+use crfs::keeper::{self, Attach, Folder, Held, Program};
 
 use crate::takeover_fs::TestFs;
 
 /// Names the folder of the test; set for the server only.
 pub const FOLDER: &str = "TAKEOVER_FOLDER";
+
+/// The same for the front.
+const FRONT: &str = "TAKEOVER_FRONT";
 
 /// Name of the one layer in the store.
 pub const LAYER: &str = "m1";
@@ -41,6 +46,38 @@ pub fn program(program: &Path, folder: &Path) -> Program {
 fn server_process() {
     if let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) {
         serve(&folder);
+    }
+}
+
+/// `crfs serve` as a process of its own.
+pub fn front_process(folder: &Path) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let args = ["--exact", "takeover_server::front", "--nocapture"];
+    command.args(args).env(FRONT, folder);
+    // SAFETY: plain system calls. The test harness has another thread than the front's; none of them
+    // may be the one that a signal kills.
+    unsafe {
+        command.pre_exec(|| {
+            let mut set = std::mem::zeroed();
+            libc::sigfillset(&raw mut set);
+            libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+            Ok(())
+        });
+    }
+    command.spawn().unwrap()
+}
+
+/// Does nothing in an ordinary test run.
+#[test]
+fn front() {
+    if let Some(root) = std::env::var_os(FRONT).map(PathBuf::from) {
+        let folder = Folder::new(&root).unwrap();
+        let attach = Attach {
+            folder,
+            keeper: env!("CARGO_BIN_EXE_crfs").into(),
+        };
+        let program = program(&std::env::current_exe().unwrap(), &root);
+        std::process::exit(keeper::front(&attach, &program).unwrap());
     }
 }
 

@@ -20,6 +20,10 @@ use crate::keeper::{Folder, SERVER_VARIABLE};
 /// Where the kernel takes a process's inclination to be killed for memory from.
 pub(super) const OOM_SCORE: &str = "/proc/self/oom_score_adj";
 
+/// How often and how long a program is waited for that is still open for writing.
+const BUSY_TRIES: u32 = 50;
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
+
 /// A running server.
 #[derive(Debug)]
 pub(super) struct Server {
@@ -128,7 +132,16 @@ impl Job<'_> {
             .env("WATCHDOG_PID", &pid)
             .env("WATCHDOG_USEC", self.silence.as_micros().to_string())
             .env(SERVER_VARIABLE, self.folder.root());
-        Err(command.exec())
+        let mut error = command.exec();
+        // A program that was just written may still be open in a process that is about to start another.
+        for _ in 0..BUSY_TRIES {
+            if error.kind() != io::ErrorKind::ExecutableFileBusy {
+                break;
+            }
+            std::thread::sleep(BUSY_PAUSE);
+            error = command.exec();
+        }
+        Err(error)
     }
 }
 

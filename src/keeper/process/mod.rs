@@ -33,7 +33,7 @@ use rustix::process::{Pid, Signal};
 
 use self::child::{Job, Origin, Server};
 use self::course::{Course, Deed, End};
-use self::setup::{Sockets, point_output};
+use self::setup::{Sockets, forget_code, point_output};
 use self::shelf::Shelf;
 use super::control::{MESSAGE_MAX, Reply, Request, Spec};
 use super::protocol::{self, Descriptors, FdName, Message, wire};
@@ -228,7 +228,10 @@ impl Keeper {
         self.starts += 1;
         self.course.spawned(Instant::now());
         match self.try_spawn() {
-            Ok(server) => self.note_server(server),
+            Ok(server) => {
+                self.note_server(server);
+                let _ = forget_code();
+            }
             Err(error) => {
                 let name = self
                     .spec

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode};
+use rustix::mm::Advice;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Resource, Signal};
 
@@ -65,6 +66,7 @@ fn keep(root: &Path) -> io::Result<()> {
     raise_limit();
     let sockets = Sockets::open(&folder)?;
     let mut keeper = Keeper::new(folder.clone(), Origin { umask, oom_score }, sockets);
+    let _ = forget_code();
     let result = keeper.run();
     for name in [folder.control(), folder.notify()] {
         let _ = std::fs::remove_file(name);
@@ -77,6 +79,40 @@ fn raise_limit() {
     let mut limit = rustix::process::getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     let _ = rustix::process::setrlimit(Resource::Nofile, limit);
+}
+
+/// Gives back the code that only a start needs: three quarters of what the keeper would hold. The
+/// binary is the daemon's, and whatever was run once stays resident, with its neighbours.
+pub(super) fn forget_code() -> io::Result<()> {
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    for line in maps.lines() {
+        // "first-last r-xp offset device inode path", proc(5). The code, and what lies before it in the
+        // file: constants and relocations. What is behind it may have been written by the linker.
+        let clean = |rest: &str| rest.starts_with("r-xp") || rest.starts_with("r--p 00000000 ");
+        let (Some((range, rest)), true) = (line.split_once(' '), line.contains('/')) else {
+            continue;
+        };
+        let ends = range.split_once('-').filter(|_| clean(rest));
+        let ends = ends.map(|(from, to)| {
+            (
+                usize::from_str_radix(from, 16),
+                usize::from_str_radix(to, 16),
+            )
+        });
+        let Some((Ok(from), Ok(to))) = ends else {
+            continue;
+        };
+        // SAFETY: a private mapping of a file that was never writable holds just what is in the file,
+        // and is read from there again when it is needed.
+        unsafe {
+            rustix::mm::madvise(
+                from as *mut _,
+                to.saturating_sub(from),
+                Advice::LinuxDontNeed,
+            )?;
+        }
+    }
+    Ok(())
 }
 
 impl Sockets {
