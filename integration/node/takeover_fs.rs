@@ -16,9 +16,14 @@ pub const FILES: u64 = 16;
 /// Nothing is cached by the kernel, so that every read of the test comes to the server.
 const TTL: Duration = Duration::ZERO;
 
-/// Holds nothing: a successor is the same as its predecessor.
+/// The last file of the last folder: a deaf server never answers a read of it.
+pub const DEAF: u64 = 100 + DIRS * FILES - 1;
+
+/// Holds nothing of the tree: a successor is the same as its predecessor.
 #[derive(Debug)]
-pub struct TestFs;
+pub struct TestFs {
+    pub deaf: bool,
+}
 
 /// Inode of file `file` in folder `dir`. The root is 1, folder `d` is `2 + d`.
 pub fn inode(dir: u64, file: u64) -> u64 {
@@ -120,6 +125,10 @@ impl Filesystem for TestFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        if self.deaf && ino.0 == DEAF {
+            // Dropped, it would be answered with an error.
+            return std::mem::forget(reply);
+        }
         reply.data(&content(ino.0, offset, size as usize));
     }
 

@@ -4,9 +4,12 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crfs::fs::adopt;
 use crfs::keeper;
+use rustix::mount::MountFlags;
 use rustix::process::{Pid, Signal};
 
+use crate::takeover_fs::{DEAF, content};
 use crate::takeover_rig::{Readers, Rig, roll};
 use crate::takeover_server::{front_process, set_mode};
 
@@ -120,6 +123,39 @@ fn a_server_that_stands_still_recovers_or_is_replaced() {
         seen.worst
     );
     assert!(seen.worst < Duration::from_secs(2));
+}
+
+#[test]
+fn a_request_that_was_read_and_not_answered_waits_for_a_server_that_asks_for_it() {
+    let Some(rig) = Rig::new() else { return };
+    set_mode(rig.folder.root(), "deaf");
+    let _front = rig.serve();
+    let control = "/sys/fs/fuse/connections";
+    rustix::mount::mount("fusectl", control, "fusectl", MountFlags::empty(), None).unwrap();
+    let device = rustix::fs::stat(rig.path("layer")).unwrap().st_dev;
+    let waiting = || adopt::waiting(rustix::fs::minor(device)).unwrap();
+    assert_eq!(waiting(), 0);
+    let path = rig.path("merged").join("d7/f15");
+    let reader = thread::spawn(move || std::fs::read(path));
+    rig.until("the server has the request", || waiting() > 0);
+    // As on a kernel before 6.9: new requests are served, this one is only counted.
+    set_mode(rig.folder.root(), "no-resend");
+    let pid = rig.signal_server(Signal::KILL);
+    rig.until_replaced(pid);
+    let readers = Readers::start(&rig.path("merged"));
+    thread::sleep(Duration::from_millis(200));
+    readers.end();
+    assert_eq!(waiting(), 1);
+    assert!(!reader.is_finished());
+    set_mode(rig.folder.root(), "serve");
+    let pid = rig.signal_server(Signal::KILL);
+    rig.until_replaced(pid);
+    rig.until("it is answered", || reader.is_finished());
+    assert_eq!(
+        reader.join().unwrap().unwrap(),
+        content(DEAF, 0, usize::MAX)
+    );
+    assert_eq!(waiting(), 0);
 }
 
 #[test]

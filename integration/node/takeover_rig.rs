@@ -146,15 +146,15 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        for name in ["merged", "layer"] {
-            let _ = rustix::mount::unmount(self.path(name), UnmountFlags::DETACH);
-        }
-        // Whatever the test left: neither may start the other again.
+        // Before the mounts, since a mapping's reader may end this process. Whatever the test left: neither may start the other again.
         let pids = ["keeper", "pid"].map(|key| self.says(key).parse().unwrap_or(0));
         for signal in [Signal::STOP, Signal::KILL] {
             for pid in pids.into_iter().filter_map(Pid::from_raw) {
                 let _ = rustix::process::kill_process(pid, signal);
             }
+        }
+        for name in ["merged", "layer"] {
+            let _ = rustix::mount::unmount(self.path(name), UnmountFlags::DETACH);
         }
         let _ = rustix::mount::unmount(self.folder.root(), UnmountFlags::DETACH);
     }
@@ -274,8 +274,9 @@ pub fn roll(dice: &mut u64, limit: u64) -> u64 {
     (*dice >> 33) % limit
 }
 
+/// Not the last one: that is for a server that is deaf.
 fn any_file(dice: &mut u64) -> (String, u64) {
-    let (dir, file) = (roll(dice, DIRS), roll(dice, FILES));
+    let (dir, file) = (roll(dice, DIRS), roll(dice, FILES - 1));
     (format!("d{dir}/f{file}"), inode(dir, file))
 }
 

@@ -9,6 +9,7 @@ use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crfs::fs::adopt::Options;
 use crfs::fs::kept;
 use crfs::keeper::protocol::FdName;
 use crfs::keeper::{self, Attach, Folder, Held, Program};
@@ -110,9 +111,17 @@ fn serve(folder: &Path) {
     };
     let mut config = fuser::Config::default();
     config.n_threads = Some(2);
-    let config = (fuser::SessionACL::All, config);
-    let attached = kept::attach(TestFs, device.as_fd(), config, &state, &name).unwrap();
+    let options = Options {
+        acl: fuser::SessionACL::All,
+        config,
+        resend: mode != "no-resend",
+    };
+    let tree = TestFs {
+        deaf: mode == "deaf",
+    };
+    let attached = kept::attach(tree, device.as_fd(), options, &state, &name).unwrap();
     assert_eq!(attached.dropped, 0);
+    assert_eq!(attached.resend, mode != "no-resend");
     let session = std::thread::spawn(move || attached.session.run().unwrap());
     if mode == "watched" {
         let notify = crfs::keeper::protocol::Notify::from_env().unwrap().unwrap();

@@ -69,6 +69,17 @@ pub enum Progress {
     Answered(Handshake),
 }
 
+/// How to attach.
+#[derive(Debug)]
+pub struct Options {
+    /// Whose requests are served.
+    pub acl: SessionACL,
+    /// Threads; `clone_fd` must not be set.
+    pub config: Config,
+    /// Whether to ask for unanswered requests. `false` behaves as on a kernel before 6.9.
+    pub resend: bool,
+}
+
 /// A session that is ready to run on the device.
 #[derive(Debug)]
 pub struct Attached<F: Filesystem> {
@@ -113,11 +124,11 @@ pub enum Error {
 pub fn attach<F: Filesystem>(
     filesystem: F,
     device: BorrowedFd<'_>,
-    config: (SessionACL, Config),
+    options: Options,
     progress: Progress,
     record: &mut dyn FnMut(&Progress) -> io::Result<()>,
 ) -> Result<Attached<F>, Error> {
-    let resend = resend(device)?;
+    let resend = options.resend && resend(device)?;
     let (past, request) = match progress {
         Progress::New => (None, read_init(device)?),
         Progress::Answering(past) => {
@@ -132,7 +143,7 @@ pub fn attach<F: Filesystem>(
             (Some(past), masked)
         }
     };
-    let (session, reply) = shake_hands(filesystem, config, &request)?;
+    let (session, reply) = shake_hands(filesystem, options, &request)?;
     let (past, dropped) = match past {
         Some(past) => {
             let dropped = flags_of_reply(&past.reply) & !flags_of_reply(&reply);
@@ -191,7 +202,7 @@ pub fn waiting(minor: u32) -> io::Result<u64> {
 /// Runs fuser's handshake on a socket pair: `request` in, fuser's reply out.
 fn shake_hands<F: Filesystem>(
     filesystem: F,
-    (acl, config): (SessionACL, Config),
+    options: Options,
     request: &[u8],
 ) -> Result<(Session<F>, Vec<u8>), Error> {
     let io = |doing| {
@@ -208,7 +219,8 @@ fn shake_hands<F: Filesystem>(
     )
     .map_err(io("make a socket pair"))?;
     rustix::net::send(&kernel, request, SendFlags::NOSIGNAL).map_err(io("replay FUSE_INIT"))?;
-    let session = Session::from_fd(filesystem, server, acl, config).map_err(Error::Refused)?;
+    let session = Session::from_fd(filesystem, server, options.acl, options.config)
+        .map_err(Error::Refused)?;
     let mut reply = [0; REPLY_MAX + 1];
     let (length, _) = rustix::net::recv(&kernel, reply.as_mut_slice(), RecvFlags::DONTWAIT)
         .map_err(io("take fuser's reply"))?;

@@ -3,9 +3,9 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use fuser::{Config, Filesystem, SessionACL};
+use fuser::Filesystem;
 
-use super::adopt::{self, Attached, Error, Handshake, Progress};
+use super::adopt::{self, Attached, Error, Handshake, Options, Progress};
 use crate::keeper::protocol::FdName;
 use crate::keeper::{Mount, Phase, State};
 
@@ -14,12 +14,12 @@ use crate::keeper::{Mount, Phase, State};
 pub fn attach<F: Filesystem>(
     filesystem: F,
     device: BorrowedFd<'_>,
-    config: (SessionACL, Config),
+    options: Options,
     state: &State,
     name: &FdName,
 ) -> Result<Attached<F>, Error> {
     let progress = state.mount(name).map_or(Progress::New, progress);
-    adopt::attach(filesystem, device, config, progress, &mut |progress| {
+    adopt::attach(filesystem, device, options, progress, &mut |progress| {
         let (phase, handshake) = match progress {
             Progress::New => return Ok(()),
             Progress::Answering(handshake) => (Phase::Answering, handshake),

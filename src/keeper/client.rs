@@ -146,9 +146,9 @@ pub fn front(attach: &Attach, program: &Program) -> Result<i32, Error> {
     let signals = signals().map_err(Error::io("take signals"))?;
     let spec = program.encode().map_err(Error::io("describe the server"))?;
     let mut until = Instant::now() + APPEAR * 2;
+    let mut request = Request::Start(spec.clone());
     loop {
         let keeper = attach.keeper()?;
-        let request = Request::Start(spec.clone());
         match keeper.say(&request, &[io::stdout().as_fd(), io::stderr().as_fd()]) {
             Ok(()) => {}
             // It was just leaving.
@@ -161,7 +161,10 @@ pub fn front(attach: &Attach, program: &Program) -> Result<i32, Error> {
         match watch(&keeper, &signals)? {
             Outcome::Ended(code) => return Ok(code),
             // The server starts another keeper and brings it the layers: that comes first.
-            Outcome::KeeperDied => until = Instant::now() + APPEAR * 2,
+            Outcome::KeeperDied => {
+                until = Instant::now() + APPEAR * 2;
+                request = Request::Rejoin(spec.clone());
+            }
             Outcome::Wait if Instant::now() > until => {
                 return Err(Error::Running(attach.folder.root().display().to_string()));
             }

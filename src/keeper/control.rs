@@ -3,6 +3,7 @@
 //! | to the keeper | | from the keeper | |
 //! |---|---|---|---|
 //! | `S` spec (with stdout, stderr) | run the server, tell its end | `R` text | done; the server serves |
+//! | `J` spec (the same) | so did I before my keeper died; not if it was stopped since | | |
 //! | `A` spec | I am the server, my keeper died | `F` text | not done, and why |
 //! | | | `W` | a server lives that did not introduce itself yet: ask again |
 //! | `H` | I am the server, tell me if you die | `E` code | the server has ended for good |
@@ -27,6 +28,7 @@ pub(super) const MESSAGE_MAX: usize = 160 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Request {
     Start(Vec<u8>),
+    Rejoin(Vec<u8>),
     Adopt(Vec<u8>),
     Hello,
     Upgrade(PathBuf),
@@ -49,6 +51,7 @@ impl Request {
     pub(super) fn encode(&self) -> Vec<u8> {
         let (letter, rest): (u8, &[u8]) = match self {
             Self::Start(spec) => (b'S', spec),
+            Self::Rejoin(spec) => (b'J', spec),
             Self::Adopt(spec) => (b'A', spec),
             Self::Hello => (b'H', b""),
             Self::Upgrade(path) => (b'U', path.as_os_str().as_bytes()),
@@ -63,6 +66,7 @@ impl Request {
         let (letter, rest) = message.split_first()?;
         Some(match (letter, rest) {
             (b'S', spec) => Self::Start(spec.to_vec()),
+            (b'J', spec) => Self::Rejoin(spec.to_vec()),
             (b'A', spec) => Self::Adopt(spec.to_vec()),
             (b'H', []) => Self::Hello,
             (b'U', [b'/', ..]) => Self::Upgrade(OsStr::from_bytes(rest).into()),
@@ -267,6 +271,7 @@ mod tests {
     fn messages_come_back_as_they_were() {
         let requests = [
             Request::Start(b"/x\0".to_vec()),
+            Request::Rejoin(b"/x\0".to_vec()),
             Request::Adopt(vec![]),
             Request::Hello,
             Request::Upgrade("/usr/bin/new".into()),

@@ -1,10 +1,10 @@
 //! Starts the server: its program, its environment, and the kept descriptors from number 3 on.
 
 use std::convert::Infallible;
+use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
 use rustix::fs::Mode;
@@ -113,36 +113,63 @@ impl Job<'_> {
         let file = rustix::io::fcntl_dupfd_cloexec(self.spec.file(), free)?;
         move_down(self.fds)?;
         leave_keeper(self.origin)?;
-        let mut args = self.spec.args();
-        let mut command = Command::new(self.spec.program(&file));
-        if let Some(name) = args.next() {
-            command.arg0(name);
-        }
-        let names: Vec<_> = self.fds.iter().map(|(name, _)| name.as_str()).collect();
-        let pid = std::process::id().to_string();
-        command
-            .args(args)
-            .current_dir(self.spec.folder())
-            .env_clear()
-            .envs(self.spec.variables())
-            .env("NOTIFY_SOCKET", self.folder.notify())
-            .env("LISTEN_PID", &pid)
-            .env("LISTEN_FDS", names.len().to_string())
-            .env("LISTEN_FDNAMES", names.join(":"))
-            .env("WATCHDOG_PID", &pid)
-            .env("WATCHDOG_USEC", self.silence.as_micros().to_string())
-            .env(SERVER_VARIABLE, self.folder.root());
-        let mut error = command.exec();
-        // A program that was just written may still be open in a process that is about to start another.
+        rustix::process::chdir(self.spec.folder())?;
+        let program = CString::new(self.spec.program(&file).into_os_string().into_vec())?;
+        let args = self.spec.args().map(|arg| CString::new(arg.as_bytes()));
+        let args = args.collect::<Result<Vec<_>, _>>()?;
+        let variables = self.variables()?;
+        let mut error = execute(&program, &args, &variables);
+        // A program that was just written may still be open in a child that is about to become another.
         for _ in 0..BUSY_TRIES {
             if error.kind() != io::ErrorKind::ExecutableFileBusy {
                 break;
             }
             std::thread::sleep(BUSY_PAUSE);
-            error = command.exec();
+            error = execute(&program, &args, &variables);
         }
         Err(error)
     }
+
+    /// The server's environment: what it was described with, and the protocol's.
+    fn variables(&self) -> io::Result<Vec<CString>> {
+        let names: Vec<_> = self.fds.iter().map(|(name, _)| name.as_str()).collect();
+        let pid = std::process::id().to_string();
+        let count = names.len().to_string();
+        let names = names.join(":");
+        let silence = self.silence.as_micros().to_string();
+        let notify = self.folder.notify();
+        let ours: [(&str, &OsStr); 7] = [
+            ("NOTIFY_SOCKET", notify.as_os_str()),
+            ("LISTEN_PID", pid.as_ref()),
+            ("LISTEN_FDS", count.as_ref()),
+            ("LISTEN_FDNAMES", names.as_ref()),
+            ("WATCHDOG_PID", pid.as_ref()),
+            ("WATCHDOG_USEC", silence.as_ref()),
+            (SERVER_VARIABLE, self.folder.root().as_os_str()),
+        ];
+        let ours = ours.map(|(name, value)| (OsStr::new(name), value));
+        let pair = |(name, value): (&OsStr, &OsStr)| {
+            CString::new([name.as_bytes(), b"=", value.as_bytes()].concat())
+        };
+        Ok(self
+            .spec
+            .variables()
+            .chain(ours)
+            .map(pair)
+            .collect::<Result<_, _>>()?)
+    }
+}
+
+/// Plain execve: what is no program is an error, and not handed to a shell. Returns only on failure.
+fn execute(program: &CStr, args: &[CString], variables: &[CString]) -> io::Error {
+    let pointers = |list: &[CString]| {
+        let strings = list.iter().map(|string| string.as_ptr());
+        strings.chain([std::ptr::null()]).collect::<Vec<_>>()
+    };
+    let (args, variables) = (pointers(args), pointers(variables));
+    // SAFETY: both lists end with null and their strings live until the call returns, if it does.
+    unsafe { libc::execve(program.as_ptr(), args.as_ptr(), variables.as_ptr()) };
+    io::Error::last_os_error()
 }
 
 /// Moves the descriptors to the numbers from 3 on, without close-on-exec. They are sorted and not
@@ -173,6 +200,8 @@ fn leave_keeper(origin: &Origin) -> io::Result<()> {
         let mut none = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        // Rust's start-up ignores it, and execve would hand that on.
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
     }
     Ok(())
 }

@@ -451,7 +451,10 @@ impl Keeper {
     ) -> (Role, Option<Reply>) {
         let failed = |text: String| (role, Some(Reply::Failed(text)));
         match request {
-            Some(Request::Start(spec)) => match self.start(spec, &fds) {
+            Some(Request::Rejoin(_)) if self.used && !self.course.is_wanted() => {
+                (role, Some(Reply::Ended(0)))
+            }
+            Some(Request::Start(spec) | Request::Rejoin(spec)) => match self.start(spec, &fds) {
                 Ok(ready) => (Role::Front, ready.then(|| Reply::Ready(String::new()))),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     (role, Some(Reply::Wait))
