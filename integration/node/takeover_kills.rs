@@ -1,11 +1,13 @@
 //! Readers go on while the server is killed, stopped, replaced, and while the keeper is.
 
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crfs::fs::adopt;
 use crfs::keeper;
+use crfs::keeper::protocol::{FdName, Identity, Notify};
 use rustix::mount::MountFlags;
 use rustix::process::{Pid, Signal};
 
@@ -64,6 +66,31 @@ fn resident(rig: &Rig) -> u64 {
         .find_map(|line| line.strip_prefix("VmRSS:"))
         .unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn ten_thousand_mounts_are_kept() {
+    let Some(rig) = Rig::new() else { return };
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    if limit.is_some_and(|limit| limit < 10_100) {
+        return eprintln!("skipped: a process may open {limit:?} files");
+    }
+    let _front = rig.serve();
+    let store = Notify::to_path(&rig.folder.notify()).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    for n in 2..=10_000 {
+        let name = FdName::new(&format!("m{n}")).unwrap();
+        store.store(&name, file.as_fd(), Identity::Kept).unwrap();
+    }
+    store.barrier(Duration::from_secs(10)).unwrap();
+    assert_eq!(rig.number("layers"), 10_000);
+    let pid = rig.signal_server(Signal::KILL);
+    let from = Instant::now();
+    rig.until_replaced(pid);
+    eprintln!("a start with 10,000 descriptors took {:?}", from.elapsed());
+    assert_eq!(rig.says("status"), "10000 layers");
+    eprintln!("keeper: {} KiB resident", resident(&rig));
+    assert!(resident(&rig) < 4096);
 }
 
 #[test]

@@ -125,8 +125,11 @@ impl Rig {
 
     /// Waits until a server other than `old` is ready.
     pub fn until_replaced(&self, old: Pid) {
+        let old = format!("\npid {}\n", old.as_raw_nonzero());
         self.until("another server is ready", || {
-            self.says("phase") == "ready" && self.server_pid().is_some_and(|pid| pid != old)
+            // One answer for both, lest the keeper acts in between.
+            let state = keeper::state(&self.folder).unwrap_or_default();
+            state.contains("phase ready\n") && !state.contains(&old)
         });
     }
 

@@ -129,6 +129,8 @@ fn serve(folder: &Path) {
             .watchdog_interval(Duration::from_millis(400))
             .unwrap();
     }
+    held.status(&format!("{} layers", held.layers().len()))
+        .unwrap();
     held.ready().unwrap();
     while !session.is_finished() {
         let _ = held.watchdog();

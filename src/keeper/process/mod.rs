@@ -498,11 +498,8 @@ impl Keeper {
 
     /// Runs the server described by `spec`; `true` if it serves already.
     fn start(&mut self, spec: Vec<u8>, output: &[OwnedFd]) -> io::Result<bool> {
-        if self
-            .connections
-            .iter()
-            .any(|connection| connection.role == Role::Front)
-        {
+        let fronts = |own: &Connection| own.open && own.role == Role::Front;
+        if self.connections.iter().any(fronts) {
             return Err(io::Error::other("crfs is running already for this folder"));
         }
         let spec = Spec::open(spec, None)?;
