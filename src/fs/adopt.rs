@@ -225,7 +225,7 @@ fn shake_hands<F: Filesystem>(
     let (length, _) = rustix::net::recv(&kernel, reply.as_mut_slice(), RecvFlags::DONTWAIT)
         .map_err(io("take fuser's reply"))?;
     let reply = reply.get(..length).unwrap_or_default();
-    if length > REPLY_MAX || length < 24 || u32_at(reply, 4) != Some(0) {
+    if !(24..=REPLY_MAX).contains(&length) || u32_at(reply, 4) != Some(0) {
         return Err(Error::Refused(io::Error::other("the reply is no success")));
     }
     Ok((session, reply.to_vec()))

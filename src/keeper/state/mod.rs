@@ -140,11 +140,11 @@ impl State {
     /// Records a mount's handshake. Safe from this process's death when it returns.
     pub fn record(&self, name: &FdName, mount: Mount) -> Result<(), Error> {
         let mut tables = self.tables.lock();
-        if let Some((slot, own)) = tables.mounts.get_mut(name) {
-            if (&own.request, &own.reply) == (&mount.request, &mount.reply) {
-                own.phase = mount.phase;
-                return write_phase(self.fd.as_fd(), mount_at(*slot), mount.phase as u32);
-            }
+        if let Some((slot, own)) = tables.mounts.get_mut(name)
+            && (&own.request, &own.reply) == (&mount.request, &mount.reply)
+        {
+            own.phase = mount.phase;
+            return write_phase(self.fd.as_fd(), mount_at(*slot), mount.phase as u32);
         }
         if let Some((slot, _)) = tables.mounts.remove(name) {
             tables.release(self.fd.as_fd(), slot)?;
