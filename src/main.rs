@@ -7,5 +7,5 @@ fn main() -> ExitCode {
     if let Some(code) = crfs::keeper::run_if_keeper() {
         return code;
     }
-    ExitCode::SUCCESS
+    crfs::cli::main()
 }

@@ -1,5 +1,22 @@
 //! Tests that need a real node: root, /dev/fuse, containerd, a registry.
+//!
+//! Each file is one behaviour; [`bed`] brings up what they need. A test that cannot run here prints
+//! `skipped: REASON`.
 
+mod bed;
+mod cache;
+mod fs_layer;
+mod fs_mount;
+mod fs_overlay;
+mod fs_scale;
+mod lazy_run;
+mod registry_docker;
+mod snapshots_client;
+mod snapshots_daemon;
+mod snapshots_damage;
+mod snapshots_kill;
+mod snapshots_load;
+mod snapshots_remote;
 mod takeover_fs;
 mod takeover_kills;
 mod takeover_rig;

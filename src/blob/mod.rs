@@ -1,1 +1,20 @@
 //! Bytes of one remote blob through the verified local cache.
+//!
+//! `fs` sees the trait [`ReadAt`]; what it knows of where a layer's content lies in its blob comes
+//! back down through the trait [`LayerMap`].
+
+pub mod cache;
+pub mod fetch;
+mod map;
+mod memory;
+mod read;
+mod remote;
+mod size;
+mod stats;
+
+pub use map::{ChunkId, ChunkInfo, LayerMap, Member, MemberId, Proof};
+pub use memory::InMemory;
+pub use read::{ReadAt, ReadError, Space};
+pub use remote::Blob;
+pub use size::{ByteSize, ByteSizeError};
+pub use stats::LayerStats;

@@ -1,1 +1,70 @@
-//! Arguments, progress, exit codes.
+//! Arguments, progress, exit codes: what a person types and what they see.
+//!
+//! Each subcommand has a file with its arguments and one `run`. Exit codes: 0 done, 1 failed, 2
+//! the command line is wrong.
+
+mod convert;
+mod fsck;
+mod mount;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Starts containers before their image is downloaded: a containerd snapshotter for eStargz images.
+#[derive(Debug, Parser)]
+#[command(name = "crfs", version, arg_required_else_help = true, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  crfs serve                                              run the snapshotter with its defaults
+  crfs convert docker://docker.io/library/python:3.12 docker://registry.example/python:3.12-lazy
+  crfs mount registry.example/python:3.12-lazy /mnt       look into an image without pulling it
+
+Configuration of containerd and of crfs is described in the README.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Args),
+    Convert(convert::Args),
+    Mount(mount::Args),
+    Fsck(fsck::Args),
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Serve(args) => serve::run(args),
+        Command::Convert(args) => convert::run(args),
+        Command::Mount(args) => mount::run(args),
+        Command::Fsck(args) => fsck::run(args),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("crfs: {}", chain(error.as_ref()));
+        ExitCode::FAILURE
+    })
+}
+
+/// What every subcommand ends with: an exit code, or an error for people.
+type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
+
+/// An error and its causes in one line, without saying the same twice.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !line.contains(&text) {
+            line = format!("{line}: {text}");
+        }
+        cause = error.source();
+    }
+    line
+}

@@ -1,1 +1,158 @@
 //! Composition: build bottom-up, restore, bind, serve, drain.
+//!
+//! [`run`] is `crfs serve`, [`look`] is `crfs mount`: the same layers with and without containerd.
+//! Start-up needs no network: what is on disk is served at once, and a layer that cannot be is
+//! mounted later, in the background, while everything else works.
+
+pub mod look;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+
+use crate::blob::cache::Cache;
+use crate::blob::fetch::Fetcher;
+use crate::config::Config;
+use crate::layer::{LiveLayers, Parts};
+use crate::overlay::{self, options::Features};
+use crate::registry::{self, DockerConfig};
+use crate::service;
+use crate::snapshotter::{self, Snapshotter};
+use crate::store::{Faults, Root};
+use crate::{blob, store};
+
+/// How long a stopping daemon waits for answers that are being sent.
+const GOODBYE: Duration = Duration::from_secs(10);
+
+/// Why the daemon could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The runtime or a signal handler could not be set up.
+    #[error("setting up: {0}")]
+    Setup(#[source] io::Error),
+    /// The root folder cannot be used.
+    #[error(transparent)]
+    Root(#[from] store::Error),
+    /// The cache cannot be used.
+    #[error(transparent)]
+    Cache(#[from] blob::cache::Error),
+    /// The recorded snapshots cannot be read.
+    #[error(transparent)]
+    Snapshots(#[from] snapshotter::Error),
+    /// The socket cannot be served on.
+    #[error(transparent)]
+    Socket(#[from] service::socket::Error),
+    /// The server gave up.
+    #[error("serving: {0}")]
+    Serve(#[from] service::ServeError),
+    /// `CRFS_CRASH_AT` is set and malformed.
+    #[error("{0}")]
+    Fault(String),
+}
+
+/// Runs the snapshotter until SIGTERM or SIGINT. Deletes and unmounts nothing at the end.
+///
+/// # Errors
+/// Something that is needed to start is missing, broken, or in another daemon's hands.
+pub fn run(config: Config) -> Result<(), Error> {
+    runtime()?.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> Result<(), Error> {
+    let mut end = Signals::new().map_err(Error::Setup)?;
+    let root = Root::claim(&config.root)?;
+    let layers = layers(&config, &config.root)?;
+    let faults = Faults::from_env().map_err(Error::Fault)?;
+    let parts = snapshotter::Parts {
+        root,
+        layers,
+        overlay: Features::detect(),
+        faults,
+    };
+    let snapshotter = Snapshotter::open(parts).await?;
+    let listener = service::socket::bind(&config.address)?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        root = %config.root.display(),
+        address = %config.address.display(),
+        "serving"
+    );
+
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    let incoming = UnixListenerStream::new(listener);
+    let server = service::serve(snapshotter.clone(), incoming, async {
+        // An error means that the sender is gone: an end as well.
+        let _ = stopped.await;
+    });
+    let mut server = tokio::spawn(server);
+    tokio::select! {
+        signal = end.next() => tracing::info!(signal, "stopping"),
+        ended = &mut server => {
+            snapshotter.close().await;
+            return Ok(ended.map_err(|e| Error::Setup(io::Error::other(e)))??);
+        }
+    }
+    let _ = stop.send(());
+    if tokio::time::timeout(GOODBYE, server).await.is_err() {
+        tracing::warn!("connections still open are closed");
+    }
+    snapshotter.close().await;
+    Ok(())
+}
+
+/// The lazy layers of a node, with what they need, in the folder `root`.
+fn layers(config: &Config, root: &Path) -> Result<Arc<LiveLayers>, Error> {
+    let cache = Arc::new(Cache::open(&root.join("cache"), &config.cache)?);
+    let parts = Parts {
+        indexes: root.join("indexes"),
+        client: client(config),
+        fetcher: Fetcher::new(cache, config.fetch.clone(), Handle::current()),
+        mounter: Arc::new(overlay::System),
+        serve: config.fuse.options(Handle::current()),
+        config: config.layers.clone(),
+    };
+    LiveLayers::new(parts).map_err(Error::Setup)
+}
+
+fn client(config: &Config) -> registry::Client {
+    let credentials = DockerConfig::new(&config.registry);
+    registry::Client::new(config.registry.clone(), Arc::new(credentials))
+}
+
+/// Threads for gRPC and HTTP. Serving cached reads and decoding have threads of their own.
+fn runtime() -> Result<Runtime, Error> {
+    let mut builder = Builder::new_multi_thread();
+    builder
+        .worker_threads(2)
+        .max_blocking_threads(64)
+        .thread_name("crfs")
+        .enable_all();
+    builder.build().map_err(Error::Setup)
+}
+
+/// The signals that end crfs in order.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

@@ -3,12 +3,28 @@
 //! [`Layers`] is all the snapshotter knows of lazy layers. What it must persist to mount a layer
 //! again without a network is a [`LayerRecord`].
 
+mod flight;
+mod images;
+mod live;
+mod resolve;
+
 use std::path::Path;
 
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use crate::oci::{Digest, LayerLabels};
+
+pub use live::{LiveLayers, Parts};
+
+/// Section `[layers]` of the configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Repositories (`host/name`) whose layers may be read lazily although nothing promises their
+    /// content: legacy stargz, or eStargz without the TOC digest annotation. Default: none.
+    pub allow_unverified: Vec<String>,
+}
 
 /// What has to be known of a lazy layer to mount it again: after a restart, without a registry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,6 +130,13 @@ pub trait Layers: Send + Sync {
     /// Takes the mount at `target` down, also a dead one; no mount there is not an error. Files
     /// that are open in it stay readable until they are closed.
     fn unmount<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, std::io::Result<()>>;
+
+    /// Owner (uid, gid) of the root of the layer mounted at `target`, if one is: a snapshot on top
+    /// of it gets the same, and nobody in this process may ask the mount itself.
+    fn root_owner(&self, target: &Path) -> Option<(u32, u32)> {
+        let _ = target;
+        None
+    }
 
     /// What the layer mounted at `target` holds, if one is.
     fn usage(&self, target: &Path) -> Option<LayerUsage>;

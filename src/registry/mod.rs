@@ -1,14 +1,42 @@
 //! OCI distribution client: hosts, auth, ranges, redirects, retry, deadlines.
+//!
+//! A read goes [`Client`] -> `blob` (where a blob is; resumes broken ranges) -> `endpoint` (one
+//! host: tokens, retries) -> `transport` (one request: redirects, egress guard, progress).
+//! Nothing that comes out of a [`RangeSource`] has been verified; manifests, [`Client::blob_bytes`]
+//! and [`Client::blob_stream`] are.
+//!
+//! Specification: OCI distribution spec 1.1, and distribution's token authentication.
 
+mod auth;
+mod blob;
+mod body;
+mod challenge;
+mod client;
+mod config;
+mod credentials;
+mod docker_config;
+mod egress;
+mod endpoint;
+mod error;
+mod host;
+mod payload;
+mod push;
+mod retry;
 mod source;
+mod traffic;
+mod transport;
 
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use client::{Client, Fetched};
+pub use config::Config;
+pub use credentials::{Anonymous, Chain, Credential, Credentials, Found, Secret};
+pub use docker_config::DockerConfig;
+pub use error::Error;
+pub use payload::Payload;
+pub use push::Pushed;
 pub use source::{ByteStream, RangeSource};
-
-/// Why a registry could not be read.
-#[derive(Debug, Clone, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// The answer was not what was asked for.
-    #[error("{0}")]
-    Protocol(String),
-}
+pub use traffic::Traffic;

@@ -1,0 +1,141 @@
+# shellcheck shell=bash
+# A private containerd and a private crfs: own folders, own sockets.
+
+# node_prepare FOLDER NAMESPACE: writes the configuration and a `ctr` that needs no flags. Sets the node_* paths.
+node_prepare() {
+	node_folder=$1 node_namespace=$2
+	node_socket=$1/containerd.sock node_ctr=$1/ctr
+	crfs_socket=$1/crfs.sock crfs_root=$1/crfs crfs_config=$1/crfs.toml
+	mkdir -p "$1/logs"
+	[ ${#crfs_socket} -lt 100 ] || die "the path $1 is too long for a socket: choose a shorter folder"
+	[ -e "$crfs_config" ] || printf '[fetch]\nbackground = false\n' >"$crfs_config"
+	node_containerd_config >"$1/containerd.toml"
+	cat >"$node_ctr" <<-SH
+		#!/bin/sh
+		PATH='$containerd_bin:$PATH' exec '$containerd_bin/ctr' --address '$node_socket' --namespace '$2' "\$@"
+	SH
+	chmod +x "$node_ctr"
+}
+
+node_containerd_config() {
+	local platform snapshotter
+	platform=linux/$(dpkg --print-architecture)
+	cat <<-TOML
+		version = 3
+		root = "$node_folder/containerd"
+		state = "$node_folder/run"
+		disabled_plugins = [
+		  "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri",
+		  "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.btrfs",
+		  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.erofs",
+		  "io.containerd.snapshotter.v1.zfs", "io.containerd.tracing.processor.v1.otlp",
+		]
+		[grpc]
+		  address = "$node_socket"
+		[plugins."io.containerd.nri.v1.nri"]
+		  disable = true
+		[plugins."io.containerd.internal.v1.opt"]
+		  path = "$node_folder/opt"
+		[proxy_plugins.crfs]
+		  type = "snapshot"
+		  address = "$crfs_socket"
+		  [proxy_plugins.crfs.exports]
+		    root = "$crfs_root"
+		    enable_remote_snapshot_annotations = "true"
+		[plugins."io.containerd.transfer.v1.local"]
+	TOML
+	# One entry replaces the built-in default: without its own entry overlayfs could not be pulled to.
+	for snapshotter in overlayfs crfs; do
+		cat <<-TOML
+			  [[plugins."io.containerd.transfer.v1.local".unpack_config]]
+			    platform = "$platform"
+			    snapshotter = "$snapshotter"
+			    differ = "walking"
+		TOML
+	done
+}
+
+containerd_start() {
+	process_start "$node_folder/logs/containerd.log" env PATH="$containerd_bin:$(dirname "$runc_bin"):$PATH" \
+		"$containerd_bin/containerd" --config "$node_folder/containerd.toml"
+	containerd_pid=$process_pid
+	process_wait "$containerd_pid" 30 timeout 5 "$node_ctr" version >/dev/null ||
+		process_lost containerd "$node_folder/logs/containerd.log"
+}
+
+containerd_stop() {
+	[ -n "${containerd_pid:-}" ] || return 0
+	process_stop "$containerd_pid" 15
+	containerd_pid=''
+}
+
+containerd_kill() {
+	kill -KILL "$containerd_pid"
+	wait "$containerd_pid" 2>/dev/null || true
+	containerd_pid=''
+}
+
+# crfs_start: crfs_server is the command, with {config}, {root} and {socket}.
+crfs_start() {
+	local word command=()
+	for word in "${crfs_server[@]}"; do
+		word=${word//'{config}'/$crfs_config} word=${word//'{root}'/$crfs_root}
+		command+=("${word//'{socket}'/$crfs_socket}")
+	done
+	process_start "$node_folder/logs/crfs.log" "${command[@]}"
+	crfs_pid=$process_pid
+	process_wait "$crfs_pid" 30 node_accepts "$crfs_socket" ||
+		process_lost crfs "$node_folder/logs/crfs.log"
+}
+
+# node_accepts SOCKET: whether somebody listens there.
+node_accepts() {
+	"$python" -c 'import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])' "$1"
+}
+
+crfs_stop() {
+	[ -n "${crfs_pid:-}" ] || return 0
+	process_stop "$crfs_pid" 20
+	crfs_pid=''
+}
+
+crfs_kill() {
+	kill -KILL "$crfs_pid"
+	wait "$crfs_pid" 2>/dev/null || true
+	crfs_pid=''
+}
+
+# node_clear: ends and removes every container of the node.
+node_clear() {
+	local name
+	[ -n "${containerd_pid:-}" ] && process_runs "$containerd_pid" || return 0
+	for name in $(timeout 10 "$node_ctr" task ls -q 2>/dev/null); do
+		timeout 20 "$node_ctr" task rm --force "$name" >/dev/null 2>&1 || say "the task $name cannot be ended"
+	done
+	for name in $(timeout 10 "$node_ctr" container ls -q 2>/dev/null); do
+		timeout 20 "$node_ctr" container rm "$name" >/dev/null 2>&1 || say "the container $name cannot be removed"
+	done
+}
+
+# node_stop: ends the node in order and leaves no process, mount or cgroup behind. Sets node_left to the number of
+# mounts that had to be taken away.
+node_stop() {
+	local pid
+	node_clear
+	containerd_stop || true
+	for pid in $(process_find "$node_socket"); do process_stop "$pid" 2 || true; done
+	crfs_stop || true
+	node_left=$(unmount_below "$node_folder")
+	node_clear_cgroups "$node_namespace"
+}
+
+# node_clear_cgroups NAME: removes the cgroups that runc made for the containers of that namespace. Those of a process that
+# has just been killed cannot be removed at once.
+node_clear_cgroups() {
+	local try
+	for try in 1 2 3 4 5 6 7 8 9 10; do
+		find /sys/fs/cgroup -depth -type d -path "*/$1*" -exec rmdir {} + 2>/dev/null || true
+		[ -n "$(find /sys/fs/cgroup -maxdepth 2 -type d -name "$1*" -print -quit 2>/dev/null)" ] || return 0
+		sleep "0.$try"
+	done
+}

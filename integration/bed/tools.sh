@@ -1,0 +1,64 @@
+# shellcheck shell=bash
+# The other tools that the bed needs. Each is used as installed if it is there.
+
+# tools_for_build: a compiler, cmake and protoc, for the crates that build C or protocol buffers.
+tools_for_build() {
+	tools_install cc:gcc c++:g++ make:make cmake:cmake protoc:protobuf-compiler
+}
+
+# tools_for_bed: what a registry, an image and a container need. Sets python, registry_bin and runc_bin.
+tools_for_bed() {
+	tools_install unshare:util-linux nsenter:util-linux setpriv:util-linux mount:mount curl:curl \
+		setfattr:attr gpgv:gpgv
+	tools_python
+	tools_private registry_bin docker-registry docker-registry
+	tools_install runc:runc
+	runc_bin=$(command -v runc)
+	found runc "$("$runc_bin" --version | sed -n '1s/.* //p')"
+}
+
+# tools_python: Debian's Python if it is there, with the whole library (python3-minimal has a part of it).
+tools_python() {
+	local try
+	for try in 1 2; do
+		for python in /usr/bin/python3 "$(command -v python3 || true)"; do
+			! "$python" -c 'import concurrent.futures, http.server, tarfile' 2>/dev/null || return 0
+		done
+		[ "$try" = 2 ] || apt_install python3
+	done
+	die "Python 3 is installed but does not work"
+}
+
+# tools_install COMMAND:PACKAGE...: installs the packages of the commands that are missing.
+tools_install() {
+	local pair missing=()
+	for pair; do
+		command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+	done
+	[ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
+}
+
+# tools_private VARIABLE COMMAND PACKAGE: a tool whose package would start a service is only unpacked.
+tools_private() {
+	local -n tool=$1
+	local folder=$bed_cache/tools/$3
+	if tool=$(command -v "$2"); then
+		found "$2" "installed on this machine"
+		return
+	fi
+	[ -d "$folder" ] || apt_unpack "$folder" "$3" || die "$2 is missing and its package $3 cannot be fetched"
+	tool=$(find "$folder" -type f -path "*bin/$2" | head -n 1)
+	found "$2" "package of this Debian, unpacked in a private folder"
+}
+
+# go_find LEAST: finds Go of at least that version and puts its folder first in PATH.
+go_find() {
+	local folder
+	for folder in "$(dirname "$(command -v go || echo /none/go)")" /usr/local/go/bin /usr/lib/go-*/bin; do
+		[ -x "$folder/go" ] || continue
+		version_at_least "$("$folder/go" env GOVERSION | sed 's/^go//')" "$1" || continue
+		PATH=$folder:$PATH
+		return
+	done
+	return 1
+}

@@ -1,0 +1,272 @@
+//! The one place that appends to the cache.
+//!
+//! Small contents that come together (the members of many small files) are written with one
+//! system call. A failed write cuts the pack back to its last whole record and pauses writing;
+//! the pause doubles up to a minute and ends with the first write that works.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::blob::cache::Cache;
+use crate::blob::cache::evict;
+use crate::blob::cache::index::Place;
+use crate::blob::cache::pack::Pack;
+use crate::blob::cache::record::{Key, LINE, PACK_HEADER, TRAILER, Verified};
+
+/// Contents up to this size are copied together before they are written.
+const BATCH: usize = 256 << 10;
+/// What an empty pack is counted with.
+const EMPTY: u64 = (PACK_HEADER + TRAILER) as u64;
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// The pack that is being written, and why not if none is.
+#[derive(Default)]
+pub(super) struct Writer {
+    /// Number of the next pack.
+    pub next_id: u32,
+    active: Option<Active>,
+    buffer: Vec<u8>,
+    /// Contents in `buffer` that the index does not know yet.
+    pending: HashMap<Key, u32>,
+    paused: Option<(Instant, Duration)>,
+}
+
+struct Active {
+    pack: Arc<Pack>,
+    /// Where the next record goes.
+    end: u64,
+}
+
+impl Writer {
+    /// Writes those of `contents` that are not held; yields the bytes of content written.
+    pub(super) fn append(&mut self, cache: &Cache, contents: &[Verified<'_>]) -> u64 {
+        if self.paused.is_some_and(|(until, _)| Instant::now() < until) {
+            return 0;
+        }
+        match self.try_append(cache, contents) {
+            Ok(written) => {
+                if written > 0 {
+                    self.paused = None;
+                }
+                written
+            }
+            Err(error) => {
+                self.pause(cache, &error);
+                0
+            }
+        }
+    }
+
+    /// Evicts until `need` more bytes fit below the bound.
+    pub(super) fn make_room(&mut self, cache: &Cache, need: u64) {
+        while cache.counters.held.load(Ordering::Relaxed) + need > cache.max_size {
+            let active = self.active.as_ref().map(|active| active.pack.id());
+            let Some(plan) = evict::plan(cache, active) else {
+                // Only the pack being written is left: give it up too, if it is the excess.
+                match self.active.take() {
+                    Some(active) => seal(&active),
+                    None => return,
+                }
+                continue;
+            };
+            evict::remove(cache, plan.pack.id());
+            for (short, row) in &plan.survivors {
+                self.rescue(cache, &plan.pack, *short, *row);
+            }
+        }
+    }
+
+    /// Goes on writing a pack that a previous process left open, or closes it if it is too full.
+    pub(super) fn adopt(&mut self, cache: &Cache, pack: Arc<Pack>, end: u64) {
+        // Cuts a torn tail off. Were that to fail, the next record overwrites it.
+        let _ = pack.truncate(end);
+        let next = Active { pack, end };
+        let full = if end < cache.pack_size / 2 {
+            self.active.replace(next)
+        } else {
+            Some(next)
+        };
+        if let Some(full) = full {
+            seal(&full);
+        }
+    }
+
+    fn try_append(&mut self, cache: &Cache, contents: &[Verified<'_>]) -> io::Result<u64> {
+        let mut written = 0;
+        for content in contents {
+            let key = content.key();
+            let held = cache.contains(key) || self.pending.contains_key(key);
+            if held || cost(key) + EMPTY > cache.max_size {
+                continue;
+            }
+            self.open_pack(cache, key)?;
+            self.push(cache, content)?;
+            written += u64::from(key.size());
+            if self.buffer.len() >= BATCH {
+                self.flush(cache, cache.clock.now())?;
+            }
+        }
+        self.flush(cache, cache.clock.now())?;
+        Ok(written)
+    }
+
+    /// Sees to it that a pack is open and has room for `key`, below the bound.
+    fn open_pack(&mut self, cache: &Cache, key: &Key) -> io::Result<()> {
+        let buffered = self.buffer.len() as u64;
+        let full = |active: &Active| {
+            active.end > PACK_HEADER as u64
+                && active.end + buffered + key.record_len() > cache.pack_size
+        };
+        if self.active.as_ref().is_some_and(full) {
+            self.flush(cache, cache.clock.now())?;
+            if let Some(active) = self.active.take() {
+                seal(&active);
+            }
+        }
+        let pending = self.buffer.len() as u64 + (self.pending.len() * LINE) as u64;
+        let need = pending + cost(key) + EMPTY;
+        if cache.counters.held.load(Ordering::Relaxed) + need > cache.max_size {
+            self.flush(cache, cache.clock.now())?;
+            self.make_room(cache, cost(key) + EMPTY);
+        }
+        if self.active.is_none() {
+            let id = self.next_id;
+            self.next_id = id.checked_add(1).ok_or(io::ErrorKind::FileTooLarge)?;
+            let pack = Pack::create(id, cache.folder.create(id)?)
+                .inspect_err(|_| _ = cache.folder.remove(id))?;
+            let pack = Arc::new(pack);
+            cache.packs.write().insert(id, Arc::clone(&pack));
+            cache.charge(&pack, EMPTY);
+            self.active = Some(Active {
+                pack,
+                end: PACK_HEADER as u64,
+            });
+        }
+        Ok(())
+    }
+
+    /// Adds a record to the buffer; of a large one only the head, and writes both at once.
+    fn push(&mut self, cache: &Cache, content: &Verified<'_>) -> io::Result<()> {
+        let (key, bytes) = (content.key(), content.bytes());
+        let large = bytes.len() >= BATCH;
+        if large {
+            self.flush(cache, cache.clock.now())?;
+        }
+        let Some(active) = &mut self.active else {
+            return Ok(());
+        };
+        let offset = u32::try_from(active.end + self.buffer.len() as u64)
+            .map_err(|_| io::ErrorKind::FileTooLarge)?;
+        key.write_head(active.pack.id(), offset, bytes, &mut self.buffer);
+        if large {
+            // The content first: a head is only ever found before content that was written.
+            active
+                .pack
+                .write(active.end + self.buffer.len() as u64, bytes)?;
+            active.pack.write(active.end, &self.buffer)?;
+            self.buffer.clear();
+            active.end += key.record_len();
+            settle(cache, &active.pack, key, offset, cache.clock.now());
+        } else {
+            self.buffer.extend_from_slice(bytes);
+            self.pending.insert(*key, offset);
+        }
+        Ok(())
+    }
+
+    /// Writes the buffer, then tells the index; `used` is when its contents were last used.
+    fn flush(&mut self, cache: &Cache, used: u32) -> io::Result<()> {
+        if let Some(active) = self.active.as_mut().filter(|_| !self.buffer.is_empty()) {
+            active.pack.write(active.end, &self.buffer)?;
+            active.end += self.buffer.len() as u64;
+            for (key, offset) in self.pending.drain() {
+                settle(cache, &active.pack, &key, offset, used);
+            }
+        }
+        self.buffer.clear();
+        Ok(())
+    }
+
+    /// Copies a record that deserves to stay from a pack that was evicted.
+    fn rescue(&mut self, cache: &Cache, from: &Pack, short: u128, row: evict::Survivor) {
+        let offset = row.place.offset;
+        let same = |key: &Key| key.short() == short && key.size() == row.place.size;
+        let Some(key) = from.key_at(offset).filter(same) else {
+            return;
+        };
+        // What is rescued is less than what was freed, so this only refuses after a failure.
+        if cache.counters.held.load(Ordering::Relaxed) + cost(&key) + EMPTY > cache.max_size {
+            return;
+        }
+        let mut content = vec![0; key.size() as usize];
+        if from.read(offset, &key, 0, &mut content).is_err() {
+            return;
+        }
+        let copied = self
+            .open_pack(cache, &key)
+            .and_then(|()| self.push(cache, &Verified::from_cache(key, &content)))
+            .and_then(|()| self.flush(cache, row.used));
+        if let Err(error) = copied {
+            self.pause(cache, &error);
+        }
+    }
+
+    fn pause(&mut self, cache: &Cache, error: &io::Error) {
+        self.pending.clear();
+        self.buffer = Vec::new();
+        if let Some(active) = &self.active {
+            // Best effort: what lies beyond `end` is overwritten by the next record anyway.
+            let _ = active.pack.truncate(active.end);
+        }
+        let last = self.paused.map_or(FIRST_PAUSE / 2, |(_, pause)| pause);
+        let pause = (last * 2).min(LONGEST_PAUSE);
+        self.paused = Some((Instant::now() + pause, pause));
+        cache.counters.write_errors.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(%error, ?pause, "cannot write to the cache, serving without it for a while");
+        if matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        ) {
+            self.shrink(cache);
+        }
+    }
+
+    /// The disk is full below the bound: gives the coldest pack back.
+    fn shrink(&self, cache: &Cache) {
+        let active = self.active.as_ref().map(|active| active.pack.id());
+        if let Some(plan) = evict::plan(cache, active) {
+            evict::remove(cache, plan.pack.id());
+        }
+    }
+}
+
+/// What a content adds to the bytes held: its record and its line in the closing list.
+const fn cost(key: &Key) -> u64 {
+    key.record_len() + LINE as u64
+}
+
+/// Makes a record that was written known.
+fn settle(cache: &Cache, pack: &Pack, key: &Key, offset: u32, used: u32) {
+    cache.charge(pack, cost(key));
+    cache.index.put(
+        key.short(),
+        Place {
+            pack: pack.id(),
+            offset,
+            size: key.size(),
+        },
+        used,
+    );
+}
+
+/// Closes a pack with its list. Without one it is walked at the next start: no harm.
+fn seal(active: &Active) {
+    if let Err(error) = active.pack.seal(active.end) {
+        tracing::debug!(pack = active.pack.id(), %error, "cannot close a cache file");
+        let _ = active.pack.truncate(active.end);
+    }
+}

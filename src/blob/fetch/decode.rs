@@ -1,0 +1,211 @@
+//! Inflates, verifies, stores: the part of fetching that costs CPU, on threads of its own.
+//!
+//! Threads and not the runtime's blocking pool, because they keep their buffers (inflater and
+//! output) from member to member, and because what a reader waits for overtakes the background.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::blob::cache::{Key, Verified};
+use crate::blob::fetch::layer::Layer;
+use crate::blob::fetch::plan::Class;
+use crate::blob::map::{ChunkId, ChunkInfo, MemberId};
+use crate::blob::stats::Counters;
+use crate::stargz::MemberInflater;
+
+/// Output buffers above this are given back after use.
+const KEPT: usize = 8 << 20;
+/// Threads at most; above, the link is slower than they are.
+const MOST_THREADS: usize = 8;
+
+/// Members that were received as a whole.
+pub(super) struct Job {
+    pub layer: Arc<Layer>,
+    pub class: Class,
+    /// Each with its compressed bytes in pieces.
+    pub members: Vec<(u32, Vec<Bytes>)>,
+    /// Their share of the memory budget, given back when the job is done.
+    pub permits: Vec<OwnedSemaphorePermit>,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// Awaited, and the background's.
+    jobs: [VecDeque<Job>; 2],
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    more: Condvar,
+}
+
+/// The threads.
+pub(super) struct Pool {
+    shared: Arc<Shared>,
+}
+
+impl Pool {
+    pub(super) fn new() -> Self {
+        let shared = Arc::new(Shared::default());
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        for number in 0..cores.min(MOST_THREADS) {
+            let shared = Arc::clone(&shared);
+            let thread = std::thread::Builder::new().name(format!("decode-{number}"));
+            if let Err(error) = thread.spawn(move || Worker::default().run(&shared)) {
+                // With one thread less it is slower; with none nothing would be read.
+                tracing::error!(%error, number, "cannot start a decoding thread");
+            }
+        }
+        Self { shared }
+    }
+
+    pub(super) fn submit(&self, job: Job) {
+        let queue = usize::from(job.class == Class::Background);
+        self.shared.queue.lock().jobs[queue].push_back(job);
+        self.shared.more.notify_one();
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.queue.lock().closed = true;
+        self.shared.more.notify_all();
+    }
+}
+
+impl Shared {
+    fn next(&self) -> Option<Job> {
+        let mut queue = self.queue.lock();
+        loop {
+            let [awaited, background] = &mut queue.jobs;
+            if let Some(job) = awaited.pop_front().or_else(|| background.pop_front()) {
+                return Some(job);
+            }
+            if queue.closed {
+                return None;
+            }
+            self.more.wait(&mut queue);
+        }
+    }
+}
+
+/// A chunk in the output buffer.
+struct Found {
+    id: ChunkId,
+    info: ChunkInfo,
+    /// Start in the buffer.
+    at: usize,
+}
+
+/// What of a job is good, and which members are not.
+#[derive(Default)]
+struct Sorted {
+    good: Vec<Found>,
+    bad: Vec<(u32, String)>,
+}
+
+struct Worker {
+    inflater: MemberInflater,
+    out: Vec<u8>,
+}
+
+impl Default for Worker {
+    fn default() -> Self {
+        Self {
+            inflater: MemberInflater::new(0),
+            out: Vec::new(),
+        }
+    }
+}
+
+impl Worker {
+    fn run(mut self, shared: &Shared) {
+        while let Some(job) = shared.next() {
+            // A bug in here must not cost the thread and with it every later read.
+            let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.work(&job)));
+            if caught.is_err() {
+                let members = job.members.iter().map(|(member, _)| *member);
+                job.layer.undecodable(members, "decoding panicked");
+            }
+            self.out.clear();
+            if self.out.capacity() > KEPT {
+                self.out = Vec::new();
+            }
+        }
+    }
+
+    fn work(&mut self, job: &Job) {
+        let mut sorted = Sorted::default();
+        self.out.clear();
+        for (member, pieces) in &job.members {
+            self.member(&job.layer, *member, pieces, &mut sorted);
+        }
+        let content = |found: &Found| self.out.get(found.at..found.at + found.info.size as usize);
+        let verified: Vec<_> = sorted
+            .good
+            .iter()
+            .filter_map(|found| {
+                Verified::check(&found.info.proof, found.info.size, content(found)?).or_else(|| {
+                    let what = format!("chunk {} has another digest", found.id.0);
+                    sorted.bad.push((found.info.member.0, what));
+                    None
+                })
+            })
+            .collect();
+        let shared = job.layer.fetcher();
+        let cached = shared.cache.insert(&verified);
+        Counters::add(&job.layer.counters.cached, cached);
+        shared.flights.complete(
+            verified
+                .iter()
+                .map(|content| (*content.key(), content.bytes())),
+        );
+        job.layer
+            .decoded(job.members.iter().map(|(member, _)| *member), sorted.bad);
+    }
+
+    /// Inflates one member behind what is in `out` and lists those of its chunks that are needed.
+    fn member(&mut self, layer: &Layer, member: u32, pieces: &[Bytes], sorted: &mut Sorted) {
+        let Some(place) = layer.map.member(MemberId(member)) else {
+            return;
+        };
+        let base = self.out.len();
+        self.inflater.reset(place.inflated);
+        let inflated = pieces
+            .iter()
+            .try_for_each(|piece| self.inflater.push(piece, &mut self.out).map(drop))
+            .and_then(|()| self.inflater.finish());
+        let shared = layer.fetcher();
+        let waiting = !shared.flights.is_empty();
+        layer.map.chunks_of(MemberId(member), &mut |id| {
+            let Some(info) = layer.map.chunk(id) else {
+                return;
+            };
+            let key = Key::new(&info.proof, info.size);
+            let needed = !shared.cache.contains(&key) || waiting && shared.flights.awaits(&key);
+            let at = usize::try_from(info.inner)
+                .ok()
+                .and_then(|inner| base.checked_add(inner));
+            let end = at.and_then(|at| at.checked_add(info.size as usize));
+            match (at, end) {
+                _ if !needed => {}
+                (Some(at), Some(end)) if end <= self.out.len() => {
+                    sorted.good.push(Found { id, info, at });
+                }
+                _ => {
+                    let what = match &inflated {
+                        Err(error) => error.to_string(),
+                        Ok(()) => format!("chunk {} lies beyond the member's end", id.0),
+                    };
+                    sorted.bad.push((member, what));
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,121 @@
+//! The background's two brakes: a rate limit, and giving way to answers that readers wait for.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// How much of a second's budget may be spent at once.
+const BURST: Duration = Duration::from_millis(100);
+/// Longest time the background gives way before it takes one more piece: a registry must not
+/// take it for dead, and a node whose readers never rest must get done as well.
+const LONGEST_YIELD: Duration = Duration::from_millis(50);
+
+/// Bytes per second, on average.
+pub(super) struct RateLimit {
+    /// 0 is no limit.
+    rate: u64,
+    /// When everything taken so far is paid for.
+    paid: Mutex<Option<Instant>>,
+}
+
+impl RateLimit {
+    pub(super) fn new(rate: u64) -> Self {
+        Self {
+            rate,
+            paid: Mutex::new(None),
+        }
+    }
+
+    /// Takes `bytes`, and waits until that is allowed.
+    pub(super) async fn take(&self, bytes: usize) {
+        if self.rate == 0 {
+            return;
+        }
+        let cost = Duration::from_secs_f64(bytes as f64 / self.rate as f64);
+        let now = Instant::now();
+        let start = {
+            let mut paid = self.paid.lock();
+            let earliest = now.checked_sub(BURST).unwrap_or(now);
+            let start = paid.map_or(now, |paid| paid.max(earliest));
+            *paid = Some(start + cost);
+            start
+        };
+        tokio::time::sleep_until(start).await;
+    }
+}
+
+/// Counts answers that readers wait for while their bytes arrive.
+#[derive(Default)]
+pub(super) struct RightOfWay {
+    arriving: AtomicUsize,
+    clear: Notify,
+}
+
+impl RightOfWay {
+    /// An awaited answer arrives until the guard is dropped.
+    pub(super) fn enter(&self) -> Arriving<'_> {
+        self.arriving.fetch_add(1, Ordering::Relaxed);
+        Arriving(self)
+    }
+
+    /// Waits while awaited answers arrive, but not for long.
+    pub(super) async fn give(&self) {
+        if self.arriving.load(Ordering::Relaxed) > 0 {
+            // A wake-up lost between the two lines costs at most the time-out.
+            let _ = tokio::time::timeout(LONGEST_YIELD, self.clear.notified()).await;
+        }
+    }
+}
+
+/// See [`RightOfWay::enter`].
+pub(super) struct Arriving<'a>(&'a RightOfWay);
+
+impl Drop for Arriving<'_> {
+    fn drop(&mut self) {
+        if self.0.arriving.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.clear.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_rate_is_held_on_average() {
+        let limit = RateLimit::new(10_000);
+        let start = Instant::now();
+        for _ in 0..10 {
+            limit.take(500).await;
+        }
+        // The first comes at once and the burst is free.
+        assert!(
+            start.elapsed() >= Duration::from_millis(300),
+            "{:?}",
+            start.elapsed()
+        );
+        let start = Instant::now();
+        RateLimit::new(0).take(1 << 40).await;
+        assert!(start.elapsed() < Duration::from_millis(100));
+    }
+
+    #[tokio::test]
+    async fn the_background_waits_for_readers_but_not_for_ever() {
+        let way = RightOfWay::default();
+        let start = Instant::now();
+        way.give().await;
+        assert!(start.elapsed() < LONGEST_YIELD);
+        let arriving = way.enter();
+        let start = Instant::now();
+        way.give().await;
+        assert!(start.elapsed() >= LONGEST_YIELD);
+        drop(arriving);
+        let start = Instant::now();
+        way.give().await;
+        assert!(start.elapsed() < LONGEST_YIELD);
+    }
+}

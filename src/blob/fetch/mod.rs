@@ -1,0 +1,232 @@
+//! Brings content from the registry into the cache, and to whoever waits for it.
+//!
+//! The way of a byte: [`plan`] chooses a run of members ([`plan::Segment`]), [`stream`] asks for it
+//! in one request and cuts what arrives into members, [`decode`] inflates them on threads of their
+//! own, verifies every chunk and puts it into the cache, [`flight`] wakes who waits. [`layer`]
+//! holds one layer's part of that, [`Fetcher`] what all layers share.
+//!
+//! Promises: what a waiter gets is verified (or never can be: legacy stargz); content is asked for
+//! once however many wait; a blocked reader comes before read-ahead, that before the prefetch
+//! list, that before the background; bytes in flight are bounded by `memory`; nothing is asked for
+//! after a layer was closed.
+
+mod ahead;
+mod decode;
+#[cfg(test)]
+mod fakes;
+mod flight;
+mod layer;
+mod limit;
+mod plan;
+mod stream;
+
+#[cfg(test)]
+mod plan_tests;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::num::NonZeroU32;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::blob::cache::Cache;
+use crate::blob::size::ByteSize;
+
+use flight::Flights;
+use limit::{RateLimit, RightOfWay};
+pub(super) use plan::Class;
+
+pub(super) use layer::Layer;
+
+/// Unit of the memory budget: semaphores count in 32 bits.
+const KIB: u64 = 1024;
+
+/// The section `[fetch]` of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Whether the rest of a layer is fetched while the link is idle, from the mount on. Default
+    /// `true`. With `false` only what is read is fetched.
+    pub background: bool,
+    /// Whether the start of a layer up to its prefetch landmark (eStargz) is fetched at the mount.
+    /// Default `true`.
+    pub prefetch: bool,
+    /// Most bytes per second that the background fetches, over all layers. Default `0`: no limit.
+    pub rate_limit: ByteSize,
+    /// Most requests at a time for one layer, the background's not counted. Default 8.
+    pub max_connections: NonZeroU32,
+    /// Most requests at a time for all layers, the background's not counted. Default 24.
+    pub max_connections_total: NonZeroU32,
+    /// Most requests at a time of the background. Default 4.
+    pub background_connections: NonZeroU32,
+    /// How far ahead of a sequential reader is fetched, in bytes of content. Default `16MiB`; `0`
+    /// turns it off.
+    pub readahead: ByteSize,
+    /// Most bytes in flight (compressed and inflated), over all layers. Default `32MiB`.
+    pub memory: ByteSize,
+    /// How often content that is not the promised one is fetched again before the read fails.
+    /// Default 3.
+    pub corrupt_retries: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            background: true,
+            prefetch: true,
+            rate_limit: ByteSize(0),
+            max_connections: NonZeroU32::MIN.saturating_add(7),
+            max_connections_total: NonZeroU32::MIN.saturating_add(23),
+            background_connections: NonZeroU32::MIN.saturating_add(3),
+            readahead: ByteSize(16 << 20),
+            memory: ByteSize(32 << 20),
+            corrupt_retries: 3,
+        }
+    }
+}
+
+/// What all layers share: cache, flights, decoding threads, budgets, the background's turn.
+pub struct Fetcher {
+    config: Config,
+    cache: Arc<Cache>,
+    runtime: Handle,
+    flights: Flights,
+    pool: decode::Pool,
+    connections: Arc<Semaphore>,
+    /// Bytes in flight, in KiB: half for what is waited for, half for the background, so that
+    /// neither holds up the other.
+    budget: [(Arc<Semaphore>, u32); 2],
+    rate: RateLimit,
+    way: RightOfWay,
+    background: Mutex<Background>,
+    next_layer: AtomicU64,
+}
+
+/// Layers the background has still to go through, in the order they were mounted.
+#[derive(Default)]
+struct Background {
+    layers: VecDeque<Weak<Layer>>,
+    runners: u32,
+}
+
+impl Fetcher {
+    /// A fetcher into `cache` whose requests run on `runtime`. It starts the decoding threads, one
+    /// per core.
+    #[must_use]
+    pub fn new(cache: Arc<Cache>, config: Config, runtime: Handle) -> Arc<Self> {
+        let half = u32::try_from(config.memory.0 / 2 / KIB)
+            .unwrap_or(u32::MAX >> 4)
+            .max(64);
+        let half = half.min(u32::MAX >> 4);
+        let budget = || (Arc::new(Semaphore::new(half as usize)), half);
+        Arc::new(Self {
+            cache,
+            runtime,
+            flights: Flights::default(),
+            pool: decode::Pool::new(),
+            connections: Arc::new(Semaphore::new(config.max_connections_total.get() as usize)),
+            budget: [budget(), budget()],
+            rate: RateLimit::new(config.rate_limit.0),
+            way: RightOfWay::default(),
+            background: Mutex::default(),
+            next_layer: AtomicU64::new(0),
+            config,
+        })
+    }
+
+    /// The cache it fills.
+    #[must_use]
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.cache
+    }
+
+    /// Waits until `bytes` more may be in flight. Who asks for more than there is waits for all.
+    async fn reserve(&self, class: Class, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let (semaphore, units) = self.share(class, bytes);
+        semaphore.acquire_many_owned(units).await.ok()
+    }
+
+    /// The same without waiting.
+    fn try_reserve(&self, class: Class, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let (semaphore, units) = self.share(class, bytes);
+        semaphore.try_acquire_many_owned(units).ok()
+    }
+
+    fn share(&self, class: Class, bytes: u64) -> (Arc<Semaphore>, u32) {
+        let (semaphore, most) = &self.budget[usize::from(class == Class::Background)];
+        let units = u32::try_from(bytes.div_ceil(KIB))
+            .unwrap_or(*most)
+            .min(*most);
+        (Arc::clone(semaphore), units)
+    }
+
+    /// Adds a layer to the background's turn and sees to it that someone works on it.
+    fn add_background(self: &Arc<Self>, layer: &Arc<Layer>) {
+        if !self.config.background {
+            return;
+        }
+        let spawn = {
+            let mut background = self.background.lock();
+            let known = |known: &Weak<Layer>| std::ptr::eq(known.as_ptr(), Arc::as_ptr(layer));
+            if !background.layers.iter().any(known) {
+                background.layers.push_back(Arc::downgrade(layer));
+            }
+            let idle = self.config.background_connections.get() - background.runners;
+            background.runners += idle;
+            idle
+        };
+        for _ in 0..spawn {
+            let fetcher = Arc::clone(self);
+            self.runtime
+                .spawn(async move { fetcher.run_background().await });
+        }
+    }
+
+    /// Works on the first layer that has something left, until none has.
+    async fn run_background(self: Arc<Self>) {
+        loop {
+            let (layer, segment) = {
+                let mut background = self.background.lock();
+                let claimed = self.claim_background(&mut background.layers);
+                let Some(claimed) = claimed else {
+                    // Under the lock that `add_background` takes: no layer is overlooked.
+                    background.runners -= 1;
+                    return;
+                };
+                claimed
+            };
+            layer.run(segment).await;
+        }
+    }
+
+    fn claim_background(
+        &self,
+        layers: &mut VecDeque<Weak<Layer>>,
+    ) -> Option<(Arc<Layer>, plan::Segment)> {
+        while let Some(first) = layers.front() {
+            let claimed = first.upgrade().and_then(|layer| {
+                let segment = layer.claim_background(self.cache.max_size())?;
+                Some((layer, segment))
+            });
+            if claimed.is_some() {
+                return claimed;
+            }
+            layers.pop_front();
+        }
+        None
+    }
+}
+
+impl std::fmt::Debug for Fetcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fetcher")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,183 @@
+//! One request: asks for a segment's range and cuts what arrives into members.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+
+use crate::blob::fetch::decode::Job;
+use crate::blob::fetch::layer::Layer;
+use crate::blob::fetch::plan::{Class, Segment};
+use crate::blob::map::MemberId;
+use crate::blob::read::ReadError;
+use crate::blob::stats::Counters;
+use crate::registry::ByteStream;
+
+/// Small members are decoded together up to this many compressed bytes, unless a reader waits.
+const BATCH: u64 = 128 << 10;
+
+/// A segment while it is received.
+pub(super) struct Receiver<'a> {
+    layer: &'a Arc<Layer>,
+    segment: &'a Segment,
+    stream: Option<ByteStream>,
+    /// Received and not used yet.
+    left: Bytes,
+    /// Where in the blob `left` starts.
+    at: u64,
+    /// Received bytes that the rate limit has not been charged with.
+    owed: usize,
+    batch: Job,
+    batched: u64,
+    /// The first member that was not received.
+    pub received: u32,
+}
+
+impl<'a> Receiver<'a> {
+    pub(super) fn new(layer: &'a Arc<Layer>, segment: &'a Segment) -> Self {
+        Self {
+            layer,
+            segment,
+            stream: None,
+            left: Bytes::new(),
+            at: 0,
+            owed: 0,
+            batch: job(layer, segment.class),
+            batched: 0,
+            received: segment.members.start,
+        }
+    }
+
+    /// Receives all members, or those before one that was taken out of the segment.
+    pub(super) async fn run(&mut self) -> Result<(), ReadError> {
+        let result = self.receive().await;
+        self.submit();
+        result
+    }
+
+    async fn receive(&mut self) -> Result<(), ReadError> {
+        let Some(last) = self.segment.members.clone().next_back() else {
+            return Ok(());
+        };
+        let place = |member| self.layer.map.member(MemberId(member));
+        let (Some(first), Some(last)) = (place(self.segment.members.start), place(last)) else {
+            return Err(self.layer.failed("the index has no such member"));
+        };
+        let range = first.offset..last.offset.saturating_add(last.len);
+        if range.is_empty() || range.end > self.layer.source.size() {
+            return Err(self.layer.failed("the index points beyond the blob"));
+        }
+        self.at = range.start;
+        Counters::add(&self.layer.counters.requests, 1);
+        self.stream = Some(
+            self.layer
+                .source
+                .range(range)
+                .await
+                .map_err(|e| self.layer.refused(e))?,
+        );
+        let fetcher = self.layer.fetcher();
+        let _arriving = (self.segment.class == Class::Urgent).then(|| fetcher.way.enter());
+        for member in self.segment.members.clone() {
+            if !self.layer.plan.lock().advance(self.segment.id, member) {
+                return Ok(());
+            }
+            self.member(member).await?;
+            self.received = member + 1;
+        }
+        Ok(())
+    }
+
+    async fn member(&mut self, member: u32) -> Result<(), ReadError> {
+        let Some(place) = self.layer.map.member(MemberId(member)) else {
+            return Err(self.layer.failed("the index has no such member"));
+        };
+        let fetcher = self.layer.fetcher();
+        let most = place.len.saturating_add(place.inflated);
+        if self.batched + most > BATCH {
+            self.submit();
+        }
+        let permit = match fetcher.try_reserve(self.segment.class, most) {
+            Some(permit) => Some(permit),
+            None => {
+                // Who waits for budget must hold none, or two could wait for each other.
+                self.submit();
+                fetcher.reserve(self.segment.class, most).await
+            }
+        };
+        while self.at < place.offset {
+            let skipped = self.take(place.offset - self.at).await?;
+            drop(skipped);
+        }
+        let mut pieces = Vec::new();
+        let mut missing = place.len;
+        while missing > 0 {
+            let piece = self.take(missing).await?;
+            missing -= piece.len() as u64;
+            pieces.push(piece);
+        }
+        self.batch.members.push((member, pieces));
+        self.batch.permits.extend(permit);
+        self.batched += most;
+        let awaited = self.segment.class == Class::Urgent
+            || self.layer.plan.lock().is_pressed(self.segment.id);
+        if awaited || self.batched > BATCH {
+            self.submit();
+        }
+        Ok(())
+    }
+
+    /// The next bytes, at least one and at most `most`.
+    async fn take(&mut self, most: u64) -> Result<Bytes, ReadError> {
+        while self.left.is_empty() {
+            self.pause().await;
+            let next = match &mut self.stream {
+                Some(stream) => stream.next().await,
+                None => None,
+            };
+            let piece = match next {
+                Some(piece) => piece.map_err(|error| self.layer.refused(error))?,
+                None => return Err(self.layer.failed("the answer ended early")),
+            };
+            Counters::add(&self.layer.counters.fetched, piece.len() as u64);
+            self.owed += piece.len();
+            self.left = piece;
+        }
+        let len = self
+            .left
+            .len()
+            .min(usize::try_from(most).unwrap_or(usize::MAX));
+        self.at += len as u64;
+        Ok(self.left.split_to(len))
+    }
+
+    /// The background gives way, unless a reader waits for what it brings.
+    async fn pause(&mut self) {
+        if self.segment.class != Class::Background {
+            return;
+        }
+        let fetcher = self.layer.fetcher();
+        fetcher.rate.take(std::mem::take(&mut self.owed)).await;
+        if !self.layer.plan.lock().is_pressed(self.segment.id) {
+            fetcher.way.give().await;
+        }
+    }
+
+    fn submit(&mut self) {
+        let next = job(self.layer, self.segment.class);
+        let full = std::mem::replace(&mut self.batch, next);
+        self.batched = 0;
+        if !full.members.is_empty() {
+            self.layer.fetcher().pool.submit(full);
+        }
+    }
+}
+
+fn job(layer: &Arc<Layer>, class: Class) -> Job {
+    Job {
+        layer: Arc::clone(layer),
+        class,
+        members: Vec::new(),
+        permits: Vec::new(),
+    }
+}

@@ -1,0 +1,292 @@
+//! `crfs mount`: an image's layers mounted without containerd.
+//!
+//! Everything lies in one folder that is either temporary or kept for the next time. What was
+//! mounted is unmounted at the end, in reverse order, also when something fails half-way.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::config::Config;
+use crate::daemon::{Signals, client, layers, runtime};
+use crate::layer::{Layers as _, LiveLayers, NotLazy};
+use crate::oci::{Index, LayerLabels, Manifest, ManifestError, Reference};
+use crate::overlay::{Mounter as _, System};
+use crate::registry;
+
+/// What is to be mounted where.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The image.
+    pub image: Reference,
+    /// An existing folder.
+    pub target: PathBuf,
+    /// One layer, counted from the lowest; otherwise all of them, stacked.
+    pub layer: Option<usize>,
+    /// Where what is read is kept; otherwise it is forgotten at the end.
+    pub keep: Option<PathBuf>,
+}
+
+/// What was mounted, in a sentence.
+#[derive(Debug)]
+pub struct Summary {
+    layers: usize,
+    bytes: u64,
+    target: PathBuf,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (layers, bytes, target) = (self.layers, self.bytes, self.target.display());
+        let s = if layers == 1 { "" } else { "s" };
+        write!(
+            f,
+            "{layers} layer{s} of {:.1} MB, compressed, at {target}",
+            bytes as f64 / 1e6
+        )
+    }
+}
+
+/// Why an image could not be mounted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// What every subcommand needs could not be set up.
+    #[error(transparent)]
+    Setup(#[from] crate::daemon::Error),
+    /// The registry could not be read.
+    #[error("reading image {image}: {source}")]
+    Registry {
+        /// The image.
+        image: Reference,
+        /// What the registry said.
+        source: registry::Error,
+    },
+    /// Its manifest is malformed.
+    #[error("image {image}: {source}")]
+    Manifest {
+        /// The image.
+        image: Reference,
+        /// What is wrong.
+        source: ManifestError,
+    },
+    /// It is not for this machine.
+    #[error("image {0} has no manifest for this machine's platform")]
+    Platform(Reference),
+    /// There is no such layer.
+    #[error("image {image} has {count} layers, numbered from 0; there is no layer {asked}")]
+    NoSuchLayer {
+        /// The image.
+        image: Reference,
+        /// How many it has.
+        count: usize,
+        /// The one asked for.
+        asked: usize,
+    },
+    /// A layer cannot be read lazily.
+    #[error("layer {number} ({labels}) cannot be mounted: {source}", labels = .layer)]
+    NotLazy {
+        /// Its number, from 0.
+        number: usize,
+        /// Its digest.
+        layer: crate::oci::Digest,
+        /// Why.
+        source: NotLazy,
+    },
+    /// A folder or mount call failed.
+    #[error("{what} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Mounts, calls `mounted`, and unmounts at SIGINT or SIGTERM.
+///
+/// # Errors
+/// [`Error`]; nothing stays mounted then.
+pub fn run(config: Config, request: Request, mounted: impl Fn(&Summary)) -> Result<(), Error> {
+    let folder = Folder::make(request.keep.as_deref())?;
+    let runtime = runtime()?;
+    runtime.block_on(async {
+        let mut end = Signals::new().map_err(crate::daemon::Error::Setup)?;
+        let layers = layers(&config, folder.path())?;
+        let mut look = Look { layers, mounted: Vec::new(), stacked: false, request };
+        let manifest = manifest(&client(&config), &look.request.image).await?;
+        let outcome = tokio::select! {
+            outcome = look.mount(&manifest, folder.path()) => outcome,
+            _ = end.next() => Err(io("mount", &look.request.target)(io::Error::from(io::ErrorKind::Interrupted))),
+        };
+        if let Ok(summary) = &outcome {
+            mounted(summary);
+            end.next().await;
+        }
+        look.unmount().await?;
+        outcome.map(|_| ())
+    })
+}
+
+/// The manifest for this machine, and its own digest.
+async fn manifest(
+    client: &registry::Client,
+    image: &Reference,
+) -> Result<(crate::oci::Digest, Manifest), Error> {
+    let registry = |source| Error::Registry {
+        image: image.clone(),
+        source,
+    };
+    let malformed = |source| Error::Manifest {
+        image: image.clone(),
+        source,
+    };
+    let mut fetched = client.manifest(image).await.map_err(registry)?;
+    if fetched.media_type.is_index() {
+        let index = Index::parse(&fetched.bytes).map_err(malformed)?;
+        let ours = index
+            .for_this_machine()
+            .ok_or_else(|| Error::Platform(image.clone()))?;
+        fetched = client
+            .manifest(&image.with_digest(ours.digest))
+            .await
+            .map_err(registry)?;
+    }
+    Ok((
+        fetched.digest,
+        Manifest::parse(&fetched.bytes).map_err(malformed)?,
+    ))
+}
+
+/// An image being looked at.
+struct Look {
+    layers: Arc<LiveLayers>,
+    /// Folders that layers are mounted at, lowest first.
+    mounted: Vec<PathBuf>,
+    stacked: bool,
+    request: Request,
+}
+
+impl Look {
+    async fn mount(
+        &mut self,
+        (digest, manifest): &(crate::oci::Digest, Manifest),
+        folder: &Path,
+    ) -> Result<Summary, Error> {
+        let all: Vec<_> = manifest.layers.iter().enumerate().collect();
+        let asked = match self.request.layer {
+            None => all,
+            Some(asked) => {
+                let count = all.len();
+                let image = self.request.image.clone();
+                let one = all.get(asked).copied();
+                vec![one.ok_or(Error::NoSuchLayer {
+                    image,
+                    count,
+                    asked,
+                })?]
+            }
+        };
+        let stacked = asked.len() > 1;
+        for (number, layer) in &asked {
+            let labels = LayerLabels {
+                image: self.request.image.clone(),
+                manifest: *digest,
+                layer: layer.digest,
+            };
+            let target = match stacked {
+                true => make_folder(&folder.join("mounts").join(number.to_string()))?,
+                false => self.request.target.clone(),
+            };
+            self.layers.announce(&labels);
+            let record = self.layers.mount(&labels, &target).await;
+            let (number, layer) = (*number, layer.digest);
+            record.map_err(|source| Error::NotLazy {
+                number,
+                layer,
+                source,
+            })?;
+            self.mounted.push(target);
+        }
+        if stacked {
+            self.stack().await?;
+        }
+        let bytes = asked.iter().map(|(_, layer)| layer.size).sum();
+        Ok(Summary {
+            layers: asked.len(),
+            bytes,
+            target: self.request.target.clone(),
+        })
+    }
+
+    /// The kernel looks into the layers while it mounts, and this process answers: so not here,
+    /// but on a thread that may wait.
+    async fn stack(&mut self) -> Result<(), Error> {
+        let lower: Vec<_> = self.mounted.iter().rev().cloned().collect();
+        let target = self.request.target.clone();
+        let stacked = tokio::task::spawn_blocking(move || System.mount_overlay(&lower, &target));
+        let stacked = stacked
+            .await
+            .unwrap_or_else(|error| Err(io::Error::other(error)));
+        stacked.map_err(io("mount an overlay at", &self.request.target))?;
+        self.stacked = true;
+        Ok(())
+    }
+
+    async fn unmount(&mut self) -> Result<(), Error> {
+        if self.stacked {
+            let target = &self.request.target;
+            System
+                .unmount(target, true)
+                .map_err(io("unmount", target))?;
+        }
+        for target in self.mounted.drain(..).rev() {
+            self.layers
+                .unmount(&target)
+                .await
+                .map_err(io("unmount", &target))?;
+        }
+        Ok(())
+    }
+}
+
+/// Where indexes, cache and mounts lie meanwhile.
+enum Folder {
+    Kept(PathBuf),
+    Temporary(tempfile::TempDir),
+}
+
+impl Folder {
+    fn make(keep: Option<&Path>) -> Result<Self, Error> {
+        match keep {
+            Some(path) => Ok(Self::Kept(make_folder(path)?)),
+            None => {
+                let made = tempfile::TempDir::with_prefix("crfs-mount-");
+                made.map(Self::Temporary)
+                    .map_err(io("make a folder in", &std::env::temp_dir()))
+            }
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Kept(path) => path,
+            Self::Temporary(folder) => folder.path(),
+        }
+    }
+}
+
+fn make_folder(path: &Path) -> Result<PathBuf, Error> {
+    std::fs::create_dir_all(path).map_err(io("make", path))?;
+    std::fs::canonicalize(path).map_err(io("find", path))
+}
+
+fn io<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Error + use<'a> {
+    move |source| Error::Io {
+        what,
+        path: path.to_owned(),
+        source,
+    }
+}

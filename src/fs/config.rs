@@ -1,0 +1,48 @@
+//! The `[fuse]` section of the configuration.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
+
+use crate::fs::ServeOptions;
+
+/// How mounts are served. Durations are written as people write them: `"60s"`, `"1m 30s"`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// How long a read waits for content that has to be fetched before the application gets `EIO`.
+    #[serde(with = "humantime_serde")]
+    pub read_deadline: Duration,
+    /// FUSE threads of each mount, at least 1. One answers all cached reads of a mount; a second
+    /// helps where several readers of one layer run on several cores, and costs memory per mount.
+    pub threads: NonZeroUsize,
+    /// For diagnosis only: how long the kernel remembers names and attributes. `0s` is for ever,
+    /// which is right, as a layer never changes.
+    #[serde(with = "humantime_serde")]
+    pub entry_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            read_deadline: Duration::from_secs(60),
+            threads: NonZeroUsize::MIN,
+            entry_timeout: Duration::ZERO,
+        }
+    }
+}
+
+impl Config {
+    /// The options of each mount, whose fetching reads run on `runtime`.
+    #[must_use]
+    pub fn options(&self, runtime: Handle) -> ServeOptions {
+        ServeOptions {
+            threads: self.threads,
+            entry_timeout: Some(self.entry_timeout).filter(|timeout| !timeout.is_zero()),
+            read_deadline: self.read_deadline,
+            ..ServeOptions::new(runtime)
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! What happened on one mount, counted.
+//!
+//! Locking: none; the numbers are each right, not all of one moment.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use fuser::Errno;
+use tracing::warn;
+
+use crate::fs::{Error, errno};
+use crate::oci::Digest;
+
+/// Counts since the mount began to be served by this process.
+#[derive(Debug, Default)]
+pub struct Counters {
+    hits: AtomicU64,
+    misses: AtomicU64,
+    failures: AtomicU64,
+    deadlines: AtomicU64,
+    panics: AtomicU64,
+}
+
+/// A copy of the counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Reads answered from what is held here.
+    pub hits: u64,
+    /// Reads that had to fetch.
+    pub misses: u64,
+    /// Requests answered with an error that means something is wrong; deadlines and panics too.
+    pub failures: u64,
+    /// Reads given up after the deadline.
+    pub deadlines: u64,
+    /// Requests that panicked.
+    pub panics: u64,
+}
+
+impl Counters {
+    /// The counts now.
+    pub fn get(&self) -> Counts {
+        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Counts {
+            hits: get(&self.hits),
+            misses: get(&self.misses),
+            failures: get(&self.failures),
+            deadlines: get(&self.deadlines),
+            panics: get(&self.panics),
+        }
+    }
+
+    pub(super) fn hit(&self) {
+        self.hits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn miss(&self) {
+        self.misses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn panic(&self) {
+        self.panics.fetch_add(1, Ordering::Relaxed);
+        self.failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What the kernel is told of an error. A failure is counted, and logged if it is the first,
+    /// second, fourth, eighth … of the mount: a broken layer under a busy reader must not fill
+    /// the log.
+    pub(super) fn refuse(
+        &self,
+        layer: &Digest,
+        request: &'static str,
+        ino: u64,
+        error: &Error,
+    ) -> Errno {
+        if errno::is_failure(error) {
+            if matches!(error, Error::Deadline(_)) {
+                self.deadlines.fetch_add(1, Ordering::Relaxed);
+            }
+            let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+            if failures.is_power_of_two() {
+                warn!(%layer, request, ino, %error, failures, "a request failed");
+            }
+        }
+        errno::of(error)
+    }
+}

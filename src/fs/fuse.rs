@@ -1,0 +1,302 @@
+//! The FUSE adapter: each callback asks [`LayerFs`] and replies. No decision about the tree here.
+//!
+//! Promises:
+//! - No FUSE thread waits for the network: a read that has to fetch is moved to the runtime, which
+//!   owns the reply from then on and gives up after the read deadline.
+//! - A read is answered in full or with an error: a short answer would be a short read in the
+//!   application.
+//! - A panic costs its request an `EIO`, never the thread: the reply object answers when it is
+//!   dropped.
+//! - FORGET needs no answer and changes nothing; no handle carries state.
+//!
+//! What is answered `ENOSYS` the kernel never asks again on this mount (`fs/fuse/file.c`,
+//! `dir.c`, `xattr.c`): OPEN where that is safe, OPENDIR and FLUSH always, and the extended
+//! attributes of a layer that has none at all.
+
+use std::ffi::OsStr;
+use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStrExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::{
+    Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
+    OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+};
+use tokio::runtime::Handle;
+use tracing::warn;
+
+use crate::fs::attr::{absent, attributes, file_type};
+use crate::fs::counters::Counters;
+use crate::fs::{Error, Ino, LayerFs, Reading};
+
+/// Node ids are never used for anything else, so one generation is enough.
+const GENERATION: Generation = Generation(0);
+/// Largest read the kernel is allowed to send, in bytes: its own limit (`fuse_max_pages_limit`).
+const MAX_REQUEST: u32 = 1 << 20;
+/// Reads that may be under way in the background (read-ahead) before the kernel holds more back.
+/// Each may wait for a network round trip; fuser's default of 16 is for local disks.
+const MAX_BACKGROUND: u16 = 64;
+
+/// What the kernel is asked for, as far as it can do it.
+const WANTED: InitFlags = InitFlags::FUSE_PARALLEL_DIROPS
+    .union(InitFlags::FUSE_DO_READDIRPLUS)
+    .union(InitFlags::FUSE_CACHE_SYMLINKS)
+    // No file handles: overlayfs (xino, metacopy, index or redirect on) would keep them as the
+    // origin of copied-up files. When the kernel has forgotten the inode, what it opens by such a
+    // handle has no name and no place in the tree, and since 6.16 revalidating that fails without
+    // asking us: ESTALE for every copied-up file, the very thing that must never be.
+    .union(InitFlags::FUSE_NO_EXPORT_SUPPORT)
+    // Containers in user namespaces get their layers by id-mapped mounts.
+    .union(InitFlags::FUSE_ALLOW_IDMAP);
+
+/// One mount's callbacks.
+pub struct Adapter {
+    pub(super) fs: Arc<LayerFs>,
+    pub(super) runtime: Handle,
+    pub(super) counters: Arc<Counters>,
+    /// How long the kernel may remember names, attributes and absences.
+    pub(super) ttl: Duration,
+    pub(super) read_deadline: Duration,
+    /// Whether OPEN is to be answered `ENOSYS`; cleared where the kernel does not take that.
+    pub(super) skip_open: bool,
+    pub(super) skip_opendir: bool,
+}
+
+impl Adapter {
+    /// Runs one callback. When it panics the reply in it is dropped, which answers `EIO`.
+    fn guard(&self, request: &'static str, ino: INodeNo, callback: impl FnOnce()) {
+        let _span = tracing::trace_span!("fuse", request, ino = ino.0).entered();
+        // Unwind safe: a callback changes nothing but counters.
+        if catch_unwind(AssertUnwindSafe(callback)).is_err() {
+            self.counters.panic();
+            let layer = self.fs.index().blob();
+            warn!(%layer, request, ino = ino.0, "a callback panicked, its request got EIO");
+        }
+    }
+
+    /// What the kernel is told of an error, which is counted and logged if it is a failure.
+    fn refuse(&self, request: &'static str, ino: INodeNo, error: &Error) -> Errno {
+        self.counters
+            .refuse(self.fs.index().blob(), request, ino.0, error)
+    }
+
+    fn read_reply(&self, ino: INodeNo, offset: u64, size: u32, reply: ReplyData) {
+        match self.fs.read(Ino(ino.0), offset, size) {
+            Ok(Reading::Ready(bytes)) => {
+                self.counters.hit();
+                reply.data(&bytes);
+            }
+            Ok(Reading::Waiting(bytes)) => {
+                self.counters.miss();
+                let (fs, counters) = (Arc::clone(&self.fs), Arc::clone(&self.counters));
+                let deadline = self.read_deadline;
+                self.runtime.spawn(async move {
+                    let bytes = tokio::time::timeout(deadline, bytes).await;
+                    match bytes.unwrap_or(Err(Error::Deadline(deadline))) {
+                        Ok(bytes) => reply.data(&bytes),
+                        Err(error) => {
+                            let layer = fs.index().blob();
+                            reply.error(counters.refuse(layer, "read", ino.0, &error));
+                        }
+                    }
+                });
+            }
+            Err(error) => reply.error(self.refuse("read", ino, &error)),
+        }
+    }
+
+    /// The answer to GETXATTR and LISTXATTR: the caller's buffer is of `size` bytes, 0 asks for
+    /// the size (getxattr(2)).
+    fn xattr_reply(&self, ino: INodeNo, size: u32, value: Result<&[u8], Error>, reply: ReplyXattr) {
+        let fits = value.and_then(|value| match u32::try_from(value.len()) {
+            Ok(len) if size == 0 || len <= size => Ok((len, value)),
+            _ => Err(Error::SmallBuffer),
+        });
+        match fits {
+            Ok((len, _)) if size == 0 => reply.size(len),
+            Ok((_, value)) => reply.data(value),
+            Err(error) => reply.error(self.refuse("xattr", ino, &error)),
+        }
+    }
+}
+
+impl fuser::Filesystem for Adapter {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let can = config.capabilities();
+        let mut wanted = WANTED;
+        if self.fs.index().has_acl() {
+            // The kernel then enforces the ACLs; without any it need not ask for them.
+            wanted |= InitFlags::FUSE_POSIX_ACL;
+        }
+        // Both calls fail only for what the kernel has not offered, or for numbers out of range.
+        let _ = config.add_capabilities(wanted & can);
+        let _ = config.set_max_write(MAX_REQUEST);
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        self.skip_open &= can.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
+        self.skip_opendir = can.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.guard("lookup", parent, || {
+            match self.fs.lookup(Ino(parent.0), name.as_bytes()) {
+                Ok(node) => reply.entry(&self.ttl, &attributes(&node), GENERATION),
+                // An entry of node 0 is an absence that the kernel may remember.
+                Err(Error::NoEntry) => reply.entry(&self.ttl, &absent(), GENERATION),
+                Err(error) => reply.error(self.refuse("lookup", parent, &error)),
+            }
+        });
+    }
+
+    fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.guard("getattr", ino, || match self.fs.getattr(Ino(ino.0)) {
+            Ok(node) => reply.attr(&self.ttl, &attributes(&node)),
+            Err(error) => reply.error(self.refuse("getattr", ino, &error)),
+        });
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        self.guard("readlink", ino, || match self.fs.readlink(Ino(ino.0)) {
+            Ok(target) => reply.data(target),
+            Err(error) => reply.error(self.refuse("readlink", ino, &error)),
+        });
+    }
+
+    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if self.skip_open {
+            reply.error(Errno::ENOSYS);
+        } else {
+            let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
+            reply.opened(FileHandle(0), flags);
+        }
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.guard("read", ino, || self.read_reply(ino, offset, size, reply));
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if self.skip_opendir {
+            reply.error(Errno::ENOSYS);
+        } else {
+            reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+        }
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        self.guard("readdir", ino, || {
+            let listed = self.fs.readdir(Ino(ino.0), offset, &mut |item| {
+                let kind = file_type(item.kind);
+                let name = OsStr::from_bytes(item.name);
+                full(reply.add(INodeNo(item.ino.0), item.next, kind, name))
+            });
+            match listed {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(self.refuse("readdir", ino, &error)),
+            }
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        self.guard("readdirplus", ino, || {
+            let mut failed = Ok(());
+            let listed = self.fs.readdir(Ino(ino.0), offset, &mut |item| match self
+                .fs
+                .getattr(item.ino)
+            {
+                Ok(node) => {
+                    let (ino, attributes) = (INodeNo(item.ino.0), attributes(&node));
+                    let name = OsStr::from_bytes(item.name);
+                    full(reply.add(ino, item.next, name, &self.ttl, &attributes, GENERATION))
+                }
+                Err(error) => {
+                    failed = Err(error);
+                    ControlFlow::Break(())
+                }
+            });
+            match listed.and(failed) {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(self.refuse("readdirplus", ino, &error)),
+            }
+        });
+    }
+
+    fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        self.guard("statfs", ino, || {
+            let s = self.fs.statfs();
+            let longest = u32::try_from(crate::fs::index::MAX_NAME).unwrap_or_default();
+            reply.statfs(
+                s.blocks,
+                s.free,
+                s.available,
+                s.inodes,
+                0,
+                s.block,
+                longest,
+                s.block,
+            );
+        });
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if !self.fs.index().has_xattrs() {
+            return reply.error(Errno::ENOSYS);
+        }
+        self.guard("getxattr", ino, || {
+            let value = self.fs.getxattr(Ino(ino.0), name.as_bytes());
+            self.xattr_reply(ino, size, value, reply);
+        });
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        if !self.fs.index().has_xattrs() {
+            return reply.error(Errno::ENOSYS);
+        }
+        self.guard("listxattr", ino, || {
+            let names = self.fs.listxattr(Ino(ino.0));
+            let names = names.as_deref().map_err(Clone::clone);
+            self.xattr_reply(ino, size, names, reply);
+        });
+    }
+}
+
+const fn full(full: bool) -> ControlFlow<()> {
+    if full {
+        ControlFlow::Break(())
+    } else {
+        ControlFlow::Continue(())
+    }
+}

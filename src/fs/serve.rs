@@ -1,0 +1,270 @@
+//! Serving one mount: threads, what the kernel may remember, and when it ends.
+//!
+//! fuser runs one thread for each that is asked for and one that waits for them. Each of the
+//! former has a receive buffer of 16 MiB, of which a read-only file system touches the first page
+//! (requests are short): the rest stays address space, for which `memory.rs` provides.
+//!
+//! One thread a mount is the default: it answers only from memory and cache, and 500 mounts must
+//! stay cheap. A second one helps where several readers of one layer run on several cores.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use fuser::{Config, Session, SessionACL};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::fs::counters::{Counters, Counts};
+use crate::fs::fuse::Adapter;
+use crate::fs::{LayerFs, memory};
+use crate::overlay::{DeviceId, FuseMount};
+
+/// How long the kernel may remember what it was told of a layer, which never changes: beyond any
+/// machine's uptime, and far from overflowing the kernel's jiffies.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+/// Stack of the thread that waits for fuser's.
+const WAITER_STACK: usize = 256 << 10;
+
+/// How a mount is served.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    /// Where reads that have to fetch run.
+    pub runtime: Handle,
+    /// FUSE threads of this mount.
+    pub threads: NonZeroUsize,
+    /// For diagnosis only: how long the kernel remembers names and attributes; `None` is for ever.
+    pub entry_timeout: Option<Duration>,
+    /// When a read that has to fetch is answered `EIO`.
+    pub read_deadline: Duration,
+    /// Whether files are opened by a request.
+    pub open: OpenMode,
+    /// The kernel's read-ahead on this mount in bytes, and with it the size of requests; `None`
+    /// leaves the kernel's 128 KiB.
+    pub read_ahead: Option<u32>,
+}
+
+/// Whether OPEN is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenMode {
+    /// No: the first gets `ENOSYS`, after which the kernel opens files by itself.
+    Skip,
+    /// Yes: a round trip for each, needed on kernels that deadlock without, and for passthrough.
+    Answer,
+}
+
+/// Why a mount cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The kernel's first message did not come or could not be answered.
+    #[error("the fuse connection {device} could not be set up: {source}")]
+    Handshake {
+        /// The mount.
+        device: DeviceId,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// No thread could be started.
+    #[error("no thread could be started for the fuse connection {device}: {source}")]
+    Thread {
+        /// The mount.
+        device: DeviceId,
+        /// What went wrong.
+        source: io::Error,
+    },
+}
+
+/// A mount that is being served. Dropping it changes nothing: the mount is served until it is
+/// unmounted.
+#[derive(Debug)]
+pub struct Served {
+    device: DeviceId,
+    counters: Arc<Counters>,
+    ended: watch::Receiver<bool>,
+    thread: JoinHandle<io::Result<()>>,
+}
+
+impl ServeOptions {
+    /// The defaults: one thread, names remembered for ever, reads given up after a minute, OPEN
+    /// skipped where this kernel is safe without, requests of 1 MiB.
+    #[must_use]
+    pub fn new(runtime: Handle) -> Self {
+        Self {
+            runtime,
+            threads: NonZeroUsize::MIN,
+            entry_timeout: None,
+            read_deadline: Duration::from_secs(60),
+            open: OpenMode::of_this_kernel(),
+            read_ahead: Some(1 << 20),
+        }
+    }
+}
+
+impl OpenMode {
+    /// What is safe on the running kernel.
+    #[must_use]
+    pub fn of_this_kernel() -> Self {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease");
+        Self::of_kernel(release.as_deref().unwrap_or_default())
+    }
+
+    /// What is safe on a kernel of this release. From 6.9 on a kernel can deadlock under memory
+    /// pressure when files are read ahead that were opened without a request (CVE-2025-68821);
+    /// fixed in 6.12.64, 6.18.3 and 6.19. Unknown releases get the answer that is always safe.
+    #[must_use]
+    pub fn of_kernel(release: &str) -> Self {
+        let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+        let mut next = || numbers.next().and_then(|number| number.parse().ok());
+        let (Some(major), Some(minor)) = (next(), next()) else {
+            return Self::Answer;
+        };
+        let patch: u32 = next().unwrap_or(0);
+        let fixed = match (major, minor) {
+            (6, 9..=11 | 13..=17) => false,
+            (6, 12) => patch >= 64,
+            (6, 18) => patch >= 3,
+            (0..=5 | 6.., _) => true,
+        };
+        if fixed { Self::Skip } else { Self::Answer }
+    }
+}
+
+impl Served {
+    /// The mount's device number.
+    #[must_use]
+    pub const fn device(&self) -> DeviceId {
+        self.device
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.counters.get()
+    }
+
+    /// Whether it is over: the file system was unmounted and nobody uses it, or serving failed.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        *self.ended.borrow()
+    }
+
+    /// Waits until it is over.
+    pub async fn over(&self) {
+        // An error means that the thread is gone, which is what is waited for.
+        let _ = self.ended.clone().wait_for(|ended| *ended).await;
+    }
+
+    /// Waits until it is over, and says how it ended.
+    ///
+    /// # Errors
+    /// Reading requests failed for another reason than an unmount.
+    pub fn join(self) -> io::Result<()> {
+        let panicked = |_| Err(io::Error::other("the fuse thread panicked"));
+        self.thread.join().unwrap_or_else(panicked)
+    }
+
+    /// Sets the kernel's read-ahead on this mount: small while every byte must be fetched, large
+    /// when all of it is here.
+    ///
+    /// # Errors
+    /// The file in `/sys` could not be written.
+    pub fn set_read_ahead(&self, bytes: u32) -> io::Result<()> {
+        set_read_ahead(self.device, bytes)
+    }
+}
+
+/// Serves a fresh mount on threads of its own until it is unmounted. Returns when the kernel's
+/// first message has been answered.
+///
+/// # Errors
+/// [`ServeError`]; the descriptor is then closed, so that requests to the mount fail.
+pub fn serve(
+    mount: FuseMount,
+    fs: Arc<LayerFs>,
+    options: &ServeOptions,
+) -> Result<Served, ServeError> {
+    memory::settle();
+    let FuseMount { fd, device } = mount;
+    let layer = *fs.index().blob();
+    let counters = Arc::new(Counters::default());
+    let adapter = Adapter {
+        fs,
+        runtime: options.runtime.clone(),
+        counters: Arc::clone(&counters),
+        ttl: options.entry_timeout.unwrap_or(FOREVER),
+        read_deadline: options.read_deadline,
+        skip_open: options.open == OpenMode::Skip,
+        skip_opendir: false,
+    };
+    let mut config = Config::default();
+    config.n_threads = Some(options.threads.get());
+    // A connection may have several threads on one descriptor, never a cloned one: a successor
+    // could not take over what was read from a clone.
+    config.clone_fd = false;
+    let session = Session::from_fd(adapter, fd, SessionACL::All, config)
+        .map_err(|source| ServeError::Handshake { device, source })?;
+    if let Some(bytes) = options.read_ahead {
+        // Only speed depends on it, and a container may see a read-only /sys.
+        if let Err(error) = set_read_ahead(device, bytes) {
+            warn!(%layer, %device, %error, "the mount's read-ahead could not be set");
+        }
+    }
+    let (sender, ended) = watch::channel(false);
+    let thread = thread::Builder::new()
+        .name(format!("fuse-{}", device.minor))
+        .stack_size(WAITER_STACK)
+        .spawn(move || {
+            let outcome = session.run();
+            match &outcome {
+                Ok(()) => info!(%layer, %device, "the mount is no longer served: unmounted"),
+                Err(error) => warn!(%layer, %device, %error, "the mount is no longer served"),
+            }
+            let _ = sender.send(true);
+            outcome
+        })
+        .map_err(|source| ServeError::Thread { device, source })?;
+    Ok(Served {
+        device,
+        counters,
+        ended,
+        thread,
+    })
+}
+
+/// The kernel starts every FUSE mount at 128 KiB, and sends no larger request than that.
+fn set_read_ahead(device: DeviceId, bytes: u32) -> io::Result<()> {
+    let file = PathBuf::from(format!("/sys/class/bdi/{device}/read_ahead_kb"));
+    std::fs::write(file, (bytes / 1024).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_is_answered_on_kernels_that_deadlock_without() {
+        use OpenMode::{Answer, Skip};
+        for (release, mode) in [
+            ("5.15.0-91-generic", Skip),
+            ("6.1.0-18-amd64", Skip),
+            ("6.8.0", Skip),
+            ("6.9.1", Answer),
+            ("6.12.63+deb13", Answer),
+            ("6.12.64", Skip),
+            ("6.17.9", Answer),
+            ("6.18", Answer),
+            ("6.18.2", Answer),
+            ("6.18.44-fc", Skip),
+            ("6.19.0-rc1", Skip),
+            ("7.0.1", Skip),
+            ("", Answer),
+            ("plan9", Answer),
+        ] {
+            assert_eq!(OpenMode::of_kernel(release), mode, "{release}");
+        }
+    }
+}

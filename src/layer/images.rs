@@ -1,0 +1,74 @@
+//! The images being pulled: each manifest is read once, whichever layer is asked for first.
+//!
+//! containerd offers an image's layers one after another, each by a `Prepare` of its own, and says
+//! of the others at most a hint. So the first one to come makes crfs read the manifest itself, and
+//! with it start on all layers at once: their round trips overlap instead of adding up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::layer::NotLazy;
+use crate::layer::flight::{Flights, Outcome};
+use crate::layer::resolve::Resolver;
+use crate::oci::{Descriptor, Digest, LayerLabels, Manifest, Reference};
+use crate::registry;
+
+/// How long a manifest is kept after it was asked for: an image's layers come within seconds, and
+/// a pull that stalls longer reads the few kilobytes again.
+const KEEP_MANIFEST: Duration = Duration::from_secs(600);
+
+/// Reads manifests, verified by their digest.
+pub(super) struct Images {
+    client: registry::Client,
+    resolver: Arc<Resolver>,
+    manifests: Flights<(Reference, Digest), Arc<Manifest>>,
+}
+
+impl Images {
+    pub(super) fn new(client: registry::Client, resolver: Arc<Resolver>) -> Self {
+        Self {
+            client,
+            resolver,
+            manifests: Flights::new(KEEP_MANIFEST),
+        }
+    }
+
+    /// Starts reading the manifest, and then all of its layers, unless that is under way.
+    pub(super) fn announce(&self, labels: &LayerLabels) {
+        drop(self.manifest(labels));
+    }
+
+    /// The descriptor of the layer that `labels` name, from the verified manifest.
+    pub(super) async fn descriptor(&self, labels: &LayerLabels) -> Result<Descriptor, NotLazy> {
+        let manifest = self.manifest(labels).await?;
+        let layer = manifest
+            .layers
+            .iter()
+            .find(|layer| layer.digest == labels.layer);
+        layer.cloned().ok_or(NotLazy::NotInManifest {
+            manifest: labels.manifest,
+        })
+    }
+
+    fn manifest(&self, labels: &LayerLabels) -> Outcome<Arc<Manifest>> {
+        let image = labels.image.with_digest(labels.manifest);
+        let key = (image.clone(), labels.manifest);
+        let (client, resolver) = (self.client.clone(), Arc::clone(&self.resolver));
+        self.manifests.join(key, async move {
+            let manifest = Arc::new(read_manifest(&client, &image).await?);
+            for layer in &manifest.layers {
+                resolver.start(&image, layer);
+            }
+            Ok(manifest)
+        })
+    }
+}
+
+/// `image` is pinned to a digest, so what comes back has been verified against it.
+async fn read_manifest(client: &registry::Client, image: &Reference) -> Result<Manifest, NotLazy> {
+    let fetched = client
+        .manifest(image)
+        .await
+        .map_err(|e| NotLazy::Registry(e.to_string()))?;
+    Manifest::parse(&fetched.bytes).map_err(|e| NotLazy::Invalid(e.to_string()))
+}

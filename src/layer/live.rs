@@ -1,0 +1,298 @@
+//! The layers mounted on this node.
+//!
+//! # Layout
+//! `<root>/indexes` (see [`super::resolve`]) and `<root>/cache` (see [`crate::blob`]). Each snapshot
+//! has a mount of its own, even where two snapshots are of the same layer: overlayfs refuses a
+//! stack that names one folder twice, and images do hold the same layer twice. What is expensive,
+//! the content and its fetching, is shared by all mounts of a layer.
+//!
+//! # Locking
+//! The map of mounts is locked to look up and change it, never across I/O. The snapshotter orders
+//! the calls that are about one target.
+//!
+//! # Crash behaviour
+//! Nothing here is state: mounts are made again from the snapshots' records.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+
+use crate::blob::fetch::Fetcher;
+use crate::blob::{Blob, ReadAt as _};
+use crate::fs::{self, Index, LayerFs, ServeOptions, Served};
+use crate::layer::images::Images;
+use crate::layer::resolve::Resolver;
+use crate::layer::{LayerRecord, LayerUsage, Layers, NotLazy};
+use crate::oci::{Descriptor, Digest, LayerLabels, MediaType, Reference, annotation};
+use crate::overlay::Mounter;
+use crate::registry;
+
+/// What live layers are made of.
+pub struct Parts {
+    /// Folder of indexes, made if it is missing.
+    pub indexes: PathBuf,
+    /// Client for every registry.
+    pub client: registry::Client,
+    /// What brings content into the node's cache.
+    pub fetcher: Arc<Fetcher>,
+    /// How mounts are made.
+    pub mounter: Arc<dyn Mounter>,
+    /// How mounts are served.
+    pub serve: ServeOptions,
+    /// Which layers may be lazy.
+    pub config: super::Config,
+}
+
+struct Mount {
+    record: LayerRecord,
+    index: Arc<Index>,
+    blob: Arc<Blob>,
+    served: Served,
+}
+
+/// [`Layers`] on real registries and real mounts.
+pub struct LiveLayers {
+    parts: Parts,
+    resolver: Arc<Resolver>,
+    images: Images,
+    mounts: Mutex<HashMap<PathBuf, Mount>>,
+    /// Content by layer, shared by all mounts of it.
+    blobs: Mutex<HashMap<Digest, Weak<Blob>>>,
+    /// Held for reading from the opening of an index until its mount is in the map, for writing
+    /// while indexes are swept: an index in use is never taken for one that is not.
+    sweeping: tokio::sync::RwLock<()>,
+}
+
+enum Attached {
+    Mounted,
+    NoIndex(fs::index::Error),
+}
+
+impl LiveLayers {
+    /// No mounts yet, on these parts. Makes the folder of indexes if it is missing.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn new(parts: Parts) -> io::Result<Arc<Self>> {
+        std::fs::create_dir_all(&parts.indexes)?;
+        let allowed = parts.config.allow_unverified.clone();
+        let resolver = Resolver::new(parts.client.clone(), parts.indexes.clone(), allowed);
+        let images = Images::new(parts.client.clone(), Arc::clone(&resolver));
+        Ok(Arc::new(Self {
+            parts,
+            resolver,
+            images,
+            mounts: Mutex::default(),
+            blobs: Mutex::default(),
+            sweeping: tokio::sync::RwLock::default(),
+        }))
+    }
+
+    async fn mount_named(
+        &self,
+        labels: &LayerLabels,
+        target: &Path,
+    ) -> Result<LayerRecord, NotLazy> {
+        let descriptor = self.images.descriptor(labels).await?;
+        let image = labels.image.with_digest(labels.manifest);
+        let toc = self.resolver.resolve(&image, &descriptor).await?;
+        let record = LayerRecord {
+            image: labels.image.to_string(),
+            manifest: labels.manifest,
+            layer: labels.layer,
+            size: descriptor.size,
+            toc,
+        };
+        self.mount_recorded(&record, target).await?;
+        Ok(record)
+    }
+
+    /// Mounts a layer from its index; if that is damaged or gone (a sweep may have come between),
+    /// it is made again.
+    async fn mount_recorded(&self, record: &LayerRecord, target: &Path) -> Result<(), NotLazy> {
+        let error = match self.attach(record, target).await? {
+            Attached::Mounted => return Ok(()),
+            Attached::NoIndex(error) => error,
+        };
+        tracing::warn!(layer = %record.layer, %error, "no usable index, making it again");
+        let (image, descriptor) = described(record)?;
+        self.resolver.resolve(&image, &descriptor).await?;
+        match self.attach(record, target).await? {
+            Attached::Mounted => Ok(()),
+            Attached::NoIndex(error) => Err(local(error)),
+        }
+    }
+
+    /// Mounts and serves a layer whose index is on disk. Nothing stays mounted if it fails.
+    async fn attach(&self, record: &LayerRecord, target: &Path) -> Result<Attached, NotLazy> {
+        let _unswept = self.sweeping.read().await;
+        let index = match Index::open(&self.index_of(record), &record.toc) {
+            Ok(index) => Arc::new(index),
+            Err(error) => return Ok(Attached::NoIndex(error)),
+        };
+        let blob = self.blob(record, &index)?;
+        let served = self.serve(record, &index, &blob, target).await?;
+        blob.start();
+        let mount = Mount {
+            record: record.clone(),
+            index,
+            blob,
+            served,
+        };
+        self.mounts.lock().insert(target.to_owned(), mount);
+        Ok(Attached::Mounted)
+    }
+
+    async fn serve(
+        &self,
+        record: &LayerRecord,
+        index: &Arc<Index>,
+        blob: &Arc<Blob>,
+        target: &Path,
+    ) -> Result<Served, NotLazy> {
+        let tree = Arc::new(LayerFs::new(Arc::clone(index), Arc::clone(blob) as _));
+        let (mounter, options) = (Arc::clone(&self.parts.mounter), self.parts.serve.clone());
+        let (target, source) = (target.to_owned(), format!("crfs:{}", record.layer));
+        // The kernel's first message is waited for, so this is not for an asynchronous thread.
+        let work = move || {
+            let mount = mounter.mount_fuse(&target, &source).map_err(local)?;
+            fs::serve(mount, tree, &options).map_err(|error| {
+                if let Err(error) = mounter.unmount(&target, true) {
+                    tracing::error!(%error, target = %target.display(), "mount left behind");
+                }
+                local(error)
+            })
+        };
+        tokio::task::spawn_blocking(work).await.map_err(local)?
+    }
+
+    fn index_of(&self, record: &LayerRecord) -> PathBuf {
+        self.resolver.index_path(&record.layer, &record.toc)
+    }
+
+    /// The layer's content: the one that other mounts of it use, or a new one.
+    fn blob(&self, record: &LayerRecord, index: &Arc<Index>) -> Result<Arc<Blob>, NotLazy> {
+        let mut blobs = self.blobs.lock();
+        blobs.retain(|_, blob| blob.strong_count() > 0);
+        if let Some(blob) = blobs.get(&record.layer).and_then(Weak::upgrade) {
+            return Ok(blob);
+        }
+        let (image, descriptor) = described(record)?;
+        let source = self
+            .parts
+            .client
+            .blob(&image, descriptor.digest, descriptor.size);
+        let source = source.map_err(|error| NotLazy::Registry(error.to_string()))?;
+        let blob = Arc::new(Blob::new(
+            &self.parts.fetcher,
+            source,
+            Arc::clone(index) as _,
+        ));
+        blobs.insert(record.layer, Arc::downgrade(&blob));
+        Ok(blob)
+    }
+}
+
+impl Layers for LiveLayers {
+    fn announce(&self, labels: &LayerLabels) {
+        self.images.announce(labels);
+    }
+
+    fn mount<'a>(
+        &'a self,
+        labels: &'a LayerLabels,
+        target: &'a Path,
+    ) -> BoxFuture<'a, Result<LayerRecord, NotLazy>> {
+        self.mount_named(labels, target).boxed()
+    }
+
+    fn restore<'a>(
+        &'a self,
+        record: &'a LayerRecord,
+        target: &'a Path,
+    ) -> BoxFuture<'a, Result<(), NotLazy>> {
+        async move {
+            // What an earlier process mounted here has no server any more.
+            self.unmount(target).await.map_err(local)?;
+            self.mount_recorded(record, target).await
+        }
+        .boxed()
+    }
+
+    fn unmount<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, io::Result<()>> {
+        let removed = self.mounts.lock().remove(target);
+        let (mounter, target) = (Arc::clone(&self.parts.mounter), target.to_owned());
+        async move {
+            let unmounted = tokio::task::spawn_blocking(move || unmount_all(&*mounter, &target));
+            let result = unmounted.await.map_err(io::Error::other)?;
+            drop(removed);
+            result
+        }
+        .boxed()
+    }
+
+    fn usage(&self, target: &Path) -> Option<LayerUsage> {
+        let mounts = self.mounts.lock();
+        let mount = mounts.get(target).filter(|mount| !mount.served.is_over())?;
+        let summary = mount.index.summary();
+        let bytes = mount.blob.space().layer.saturating_add(summary.index);
+        Some(LayerUsage {
+            bytes,
+            inodes: summary.inodes.into(),
+        })
+    }
+
+    fn sweep<'a>(&'a self, live: &'a [LayerRecord]) -> BoxFuture<'a, io::Result<()>> {
+        async move {
+            let _sweep = self.sweeping.write().await;
+            let mut kept: HashSet<PathBuf> =
+                live.iter().map(|record| self.index_of(record)).collect();
+            kept.extend(
+                self.mounts
+                    .lock()
+                    .values()
+                    .map(|mount| self.index_of(&mount.record)),
+            );
+            let resolver = Arc::clone(&self.resolver);
+            let swept = tokio::task::spawn_blocking(move || resolver.sweep(&kept)).await;
+            swept.map_err(io::Error::other)?
+        }
+        .boxed()
+    }
+}
+
+/// Whatever is stacked at `target`, also dead mounts of earlier processes.
+fn unmount_all(mounter: &dyn Mounter, target: &Path) -> io::Result<()> {
+    let here = mounter
+        .mounts_below(target)?
+        .into_iter()
+        .filter(|mount| mount.target == target);
+    for _ in here {
+        mounter.unmount(target, true)?;
+    }
+    Ok(())
+}
+
+/// A record as the manifest described the layer: enough to read its blob.
+fn described(record: &LayerRecord) -> Result<(Reference, Descriptor), NotLazy> {
+    let image: Reference = record.image.parse().map_err(local)?;
+    let annotations = [(annotation::TOC_DIGEST.to_owned(), record.toc.to_string())];
+    let descriptor = Descriptor {
+        media_type: MediaType::OciTarGzip,
+        digest: record.layer,
+        size: record.size,
+        annotations: annotations.into(),
+        platform: None,
+        extra: serde_json::Map::new(),
+    };
+    Ok((image.with_digest(record.manifest), descriptor))
+}
+
+fn local(error: impl std::fmt::Display) -> NotLazy {
+    NotLazy::Local(error.to_string())
+}

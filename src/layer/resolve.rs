@@ -1,0 +1,249 @@
+//! From a layer's descriptor to its index on disk: footer, TOC, verification, build.
+//!
+//! # Layout
+//! `<root>/indexes/<blob digest>-<TOC digest>`, both as hex. An index is written once, whole (see
+//! [`crate::fs::index`]), and never changes.
+//!
+//! # Crash behaviour
+//! A crash leaves either no index of that name or a complete one; what else lies in the folder is
+//! temporary and swept at start.
+
+use std::collections::HashSet;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::TryStreamExt as _;
+
+use crate::fs::{Index, index};
+use crate::layer::NotLazy;
+use crate::layer::flight::{Flights, Outcome};
+use crate::oci::{Descriptor, Digest, Reference, annotation};
+use crate::registry::{self, RangeSource};
+use crate::stargz::{Footer, Limits, Toc, inflate_toc};
+
+/// The least that is read of a blob's end, in bytes: the TOC of a layer of a few hundred files.
+const MIN_TAIL: u64 = 64 << 10;
+/// The most that is read of a blob's end before its footer is known, in bytes.
+const MAX_TAIL: u64 = 1 << 20;
+/// The longest TOC that is read, compressed, in bytes: it is held in memory until it is verified.
+const MAX_TOC: u64 = 64 << 20;
+/// A TOC is rarely more than this part of its blob (layers of tiny files apart); reading so much
+/// of the end saves a round trip, and costs little where it is too much.
+const TAIL_SHARE: u64 = 64;
+
+/// Makes indexes, each once however many ask.
+pub(super) struct Resolver {
+    client: registry::Client,
+    indexes: PathBuf,
+    limits: Limits,
+    /// Repositories (`host/name`) whose layers may be read without digests.
+    allow_unverified: Vec<String>,
+    layers: Flights<Digest, Digest>,
+}
+
+impl Resolver {
+    pub(super) fn new(
+        client: registry::Client,
+        indexes: PathBuf,
+        allow_unverified: Vec<String>,
+    ) -> Arc<Self> {
+        let layers = Flights::new(Duration::ZERO);
+        Arc::new(Self {
+            client,
+            indexes,
+            limits: Limits::default(),
+            allow_unverified,
+            layers,
+        })
+    }
+
+    /// Where the index of a layer lies, or would.
+    pub(super) fn index_path(&self, layer: &Digest, toc: &Digest) -> PathBuf {
+        self.indexes.join(format!("{}-{}", layer.hex(), toc.hex()))
+    }
+
+    /// Starts on a layer, if it can be lazy at all, without waiting for it.
+    pub(super) fn start(self: &Arc<Self>, image: &Reference, layer: &Descriptor) {
+        if self.promise(image, layer).is_ok() {
+            drop(self.resolve(image, layer));
+        }
+    }
+
+    /// Sees to it that the layer's index is on disk; gives the digest of its TOC.
+    pub(super) fn resolve(
+        self: &Arc<Self>,
+        image: &Reference,
+        layer: &Descriptor,
+    ) -> Outcome<Digest> {
+        let this = Arc::clone(self);
+        let (image, layer) = (image.clone(), layer.clone());
+        self.layers.join(layer.digest, async move {
+            match this.promise(&image, &layer)? {
+                Promise::Digest(toc) if this.is_indexed(&layer.digest, &toc) => Ok(toc),
+                promise => this.fetch(&image, &layer, promise).await,
+            }
+        })
+    }
+
+    /// Removes every complete index but those `kept`. One that is being made has a temporary name
+    /// and is left alone; one that was made and not mounted yet is made again when it is.
+    pub(super) fn sweep(&self, kept: &HashSet<PathBuf>) -> io::Result<()> {
+        for entry in std::fs::read_dir(&self.indexes)? {
+            let path = entry?.path();
+            if is_index(&path) && !kept.contains(&path) {
+                std::fs::remove_file(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_indexed(&self, layer: &Digest, toc: &Digest) -> bool {
+        Index::open(&self.index_path(layer, toc), toc).is_ok()
+    }
+
+    /// What the manifest promises of the layer's TOC, before anything of the blob is read.
+    fn promise(&self, image: &Reference, layer: &Descriptor) -> Result<Promise, NotLazy> {
+        if !layer.media_type.is_tar_gzip() {
+            return Err(NotLazy::MediaType(layer.media_type.as_str().to_owned()));
+        }
+        if let Some(text) = layer.annotations.get(annotation::TOC_DIGEST) {
+            let toc = text.parse::<Digest>();
+            return toc
+                .map(Promise::Digest)
+                .map_err(|e| NotLazy::Invalid(format!("TOC: {e}")));
+        }
+        let name = format!("{}/{}", image.host(), image.repository());
+        match self.allow_unverified.contains(&name) {
+            true => Ok(Promise::Nothing),
+            false => Err(NotLazy::NoTocDigest),
+        }
+    }
+
+    async fn fetch(
+        &self,
+        image: &Reference,
+        layer: &Descriptor,
+        promise: Promise,
+    ) -> Result<Digest, NotLazy> {
+        let source = self.client.blob(image, layer.digest, layer.size);
+        let source = source.map_err(|error| NotLazy::Registry(error.to_string()))?;
+        let (data_end, member) = read_toc_member(source.as_ref()).await?;
+        let work = Build {
+            member,
+            promise,
+            data_end,
+            limits: self.limits.clone(),
+            layer: layer.digest,
+            indexes: self.indexes.clone(),
+        };
+        let built = tokio::task::spawn_blocking(move || work.run()).await;
+        built.unwrap_or_else(|error| Err(NotLazy::Local(format!("internal error: {error}"))))
+    }
+}
+
+/// What is known of a TOC before it is read.
+enum Promise {
+    /// Its digest.
+    Digest(Digest),
+    /// Nothing; the configuration allows that by name.
+    Nothing,
+}
+
+/// Inflating, verifying and indexing a TOC: CPU work, off the asynchronous threads.
+struct Build {
+    member: Bytes,
+    promise: Promise,
+    data_end: u64,
+    limits: Limits,
+    layer: Digest,
+    indexes: PathBuf,
+}
+
+impl Build {
+    fn run(self) -> Result<Digest, NotLazy> {
+        let invalid = |error: crate::stargz::Error| NotLazy::Invalid(error.to_string());
+        let json = inflate_toc(&self.member, &self.limits).map_err(invalid)?;
+        let toc = match self.promise {
+            Promise::Digest(expected) => Toc::verify(json, &expected).map_err(invalid)?,
+            Promise::Nothing => Toc::unverified(json),
+        };
+        let digest = *toc.digest();
+        let path = self
+            .indexes
+            .join(format!("{}-{}", self.layer.hex(), digest.hex()));
+        self.index(&toc, &path)?;
+        Ok(digest)
+    }
+
+    fn index(&self, toc: &Toc, path: &Path) -> Result<(), NotLazy> {
+        let built = index::build(toc, &self.limits, self.data_end, self.layer, path);
+        built.map_err(|error| match error {
+            index::Error::Toc(_) | index::Error::Tree { .. } => NotLazy::Invalid(error.to_string()),
+            _ => NotLazy::Local(error.to_string()),
+        })
+    }
+}
+
+/// Reads the end of the blob, finds the footer there and the TOC before it: one request, or two
+/// where the TOC is longer than was guessed.
+async fn read_toc_member(source: &dyn RangeSource) -> Result<(u64, Bytes), NotLazy> {
+    let size = source.size();
+    let guess = (size / TAIL_SHARE).clamp(MIN_TAIL, MAX_TAIL).min(size);
+    if size == 0 {
+        return Err(NotLazy::PlainGzip);
+    }
+    let tail_start = size - guess;
+    let tail = read_range(source, tail_start..size).await?;
+    let footer_at = tail.len().saturating_sub(Footer::MAX_LEN);
+    let footer = Footer::parse(tail.get(footer_at..).unwrap_or_default(), size)
+        .map_err(|error| NotLazy::Invalid(error.to_string()))?
+        .ok_or(NotLazy::PlainGzip)?;
+    let end = size - footer.len() as u64;
+    if end - footer.toc_offset > MAX_TOC {
+        let claimed = end - footer.toc_offset;
+        let why = format!("a TOC of {claimed} bytes, compressed; the limit is {MAX_TOC}");
+        return Err(NotLazy::Invalid(why));
+    }
+    let member = if footer.toc_offset >= tail_start {
+        slice(&tail, footer.toc_offset - tail_start, end - tail_start)
+    } else {
+        let mut member = BytesMut::from(read_range(source, footer.toc_offset..tail_start).await?);
+        member.extend_from_slice(&slice(&tail, 0, end - tail_start));
+        member.freeze()
+    };
+    Ok((footer.toc_offset, member))
+}
+
+/// Whether a file has an index's name: two digests.
+fn is_index(path: &Path) -> bool {
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
+    let hex = |text: &str| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    name.split_once('-')
+        .is_some_and(|(layer, toc)| hex(layer) && hex(toc))
+}
+
+fn slice(tail: &Bytes, from: u64, to: u64) -> Bytes {
+    let at = |offset: u64| {
+        usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(tail.len())
+    };
+    tail.slice(at(from)..at(to))
+}
+
+async fn read_range(source: &dyn RangeSource, range: Range<u64>) -> Result<Bytes, NotLazy> {
+    let registry = |error: registry::Error| NotLazy::Registry(error.to_string());
+    let mut bytes = BytesMut::new();
+    let mut stream = source.range(range).await.map_err(registry)?;
+    while let Some(piece) = stream.try_next().await.map_err(registry)? {
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes.freeze())
+}

@@ -1,0 +1,428 @@
+//! Access to one registry host: which `Authorization` a request carries, and how it is renewed.
+//!
+//! Policy: the registry's own origin gets what the challenge asks for. A token service (realm) is
+//! given credentials only over https, or over plain HTTP if the registry itself is spoken to over
+//! plain HTTP and the realm is the same host or a loopback one. What the operator's credentials
+//! are for is decided by the host in the reference, never by who asks for them.
+//!
+//! Locking: one async lock per scope is held while a token is fetched (single-flight). Whoever
+//! waited for it shares the outcome, failures too; if the one who fetches is dropped, the next
+//! waiter takes over. Expiry is measured on the monotonic clock from before the request.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use reqwest::Method;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use serde::Deserialize;
+use tokio::time::Instant;
+use url::{Url, form_urlencoded};
+
+use crate::registry::challenge::Challenge;
+use crate::registry::credentials::{Credential, Credentials, Found};
+use crate::registry::host::is_loopback;
+use crate::registry::payload::Payload;
+use crate::registry::transport::{Request, Transport, host_of};
+use crate::registry::{Error, endpoint};
+
+/// The largest answer of a token service, in bytes.
+const MAX_TOKEN: u64 = 1 << 20;
+/// Life of a token that does not say (distribution spec, "Token Response Fields").
+const USUAL_LIFE: Duration = Duration::from_secs(60);
+/// A token is renewed this long before it ends, or after nine tenths of a short life.
+const MARGIN: Duration = Duration::from_secs(10);
+/// Scopes remembered per host before unused ones are forgotten.
+const MAX_SLOTS: usize = 1024;
+
+/// What a request is allowed to do, as token services call it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Scope {
+    /// The repository that credentials are looked up for.
+    pub(super) repository: String,
+    /// Space-separated, as in a challenge.
+    pub(super) text: String,
+}
+
+/// An `Authorization` that was granted.
+pub(super) struct Grant {
+    header: HeaderValue,
+    /// When it is to be renewed.
+    stale: Option<Instant>,
+    /// Which of the credentials found it was granted for.
+    candidate: usize,
+    challenge: Challenge,
+    /// Whether the registry ever accepted it.
+    proven: AtomicBool,
+}
+
+/// Grants of one registry host.
+pub(super) struct Authorizer {
+    home: Url,
+    /// The host as references name it.
+    name: String,
+    credentials: Arc<dyn Credentials>,
+    slots: Mutex<HashMap<Scope, Arc<Slot>>>,
+}
+
+#[derive(Default)]
+struct Slot {
+    /// Counts attempts to get a grant, so that who waited knows that one was made.
+    attempts: AtomicU64,
+    state: tokio::sync::Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    grant: Option<Arc<Grant>>,
+    failure: Option<Error>,
+}
+
+/// A token service's answer (distribution spec, "Token Response Fields"; OAuth2 the same).
+#[derive(Deserialize)]
+struct Token {
+    #[serde(default)]
+    token: String,
+    #[serde(default)]
+    access_token: String,
+    #[serde(default)]
+    expires_in: Option<u64>,
+}
+
+impl Scope {
+    pub(super) fn pull(repository: &str) -> Self {
+        Self::new(repository, format!("repository:{repository}:pull"))
+    }
+
+    pub(super) fn push(repository: &str) -> Self {
+        Self::new(repository, format!("repository:{repository}:pull,push"))
+    }
+
+    /// Push to `repository` and pull from another one of the same host.
+    pub(super) fn mount(repository: &str, from: &str) -> Self {
+        let text = format!("repository:{repository}:pull,push repository:{from}:pull");
+        Self::new(repository, text)
+    }
+
+    fn new(repository: &str, text: String) -> Self {
+        let repository = repository.to_owned();
+        Self { repository, text }
+    }
+}
+
+impl Grant {
+    pub(super) fn header(&self) -> HeaderValue {
+        self.header.clone()
+    }
+
+    /// The registry accepted it.
+    pub(super) fn prove(&self) {
+        self.proven.store(true, Ordering::Relaxed);
+    }
+
+    fn is_stale(&self) -> bool {
+        self.stale.is_some_and(|stale| Instant::now() >= stale)
+    }
+}
+
+impl Authorizer {
+    pub(super) fn new(name: &str, home: &Url, credentials: Arc<dyn Credentials>) -> Self {
+        Self {
+            home: home.clone(),
+            name: name.to_owned(),
+            credentials,
+            slots: Mutex::default(),
+        }
+    }
+
+    /// What is known to be asked for in `scope`, renewed if it is about to end.
+    pub(super) async fn current(
+        &self,
+        transport: &Transport,
+        scope: &Scope,
+    ) -> Result<Option<Arc<Grant>>, Error> {
+        let slot = self.slot(scope);
+        let grant = slot.state.lock().await.grant.clone();
+        match grant {
+            Some(grant) if grant.is_stale() => {
+                let challenge = grant.challenge.clone();
+                let renewed = self.renew(transport, scope, challenge, Some(grant)).await?;
+                Ok(Some(renewed))
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// Another grant than `rejected`: the one somebody else got meanwhile, or a new one.
+    pub(super) async fn renew(
+        &self,
+        transport: &Transport,
+        scope: &Scope,
+        challenge: Challenge,
+        rejected: Option<Arc<Grant>>,
+    ) -> Result<Arc<Grant>, Error> {
+        let slot = self.slot(scope);
+        let seen = slot.attempts.load(Ordering::SeqCst);
+        let mut state = slot.state.lock().await;
+        if let Some(grant) = &state.grant
+            && rejected.as_ref().is_none_or(|old| !Arc::ptr_eq(old, grant))
+        {
+            return Ok(Arc::clone(grant));
+        }
+        if slot.attempts.load(Ordering::SeqCst) != seen
+            && let Some(failure) = &state.failure
+        {
+            return Err(failure.clone());
+        }
+        // A grant that never worked was for the wrong credential: go on with the next one.
+        let first = match rejected {
+            Some(old) if !old.proven.load(Ordering::Relaxed) && !old.is_stale() => {
+                old.candidate + 1
+            }
+            _ => 0,
+        };
+        let outcome = self.obtain(transport, scope, challenge, first).await;
+        slot.attempts.fetch_add(1, Ordering::SeqCst);
+        match outcome {
+            Ok(grant) => {
+                state.grant = Some(Arc::clone(&grant));
+                state.failure = None;
+                Ok(grant)
+            }
+            Err(error) => {
+                // A token service that is down does not make what was granted before wrong.
+                state.grant = state.grant.take().filter(|_| error.is_transient());
+                state.failure = Some(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    /// Where credentials for this host are looked for.
+    pub(super) fn place(&self) -> String {
+        self.credentials.place()
+    }
+
+    async fn obtain(
+        &self,
+        transport: &Transport,
+        scope: &Scope,
+        challenge: Challenge,
+        first: usize,
+    ) -> Result<Arc<Grant>, Error> {
+        let what: Arc<str> = format!("access to {}/{}", self.name, scope.repository).into();
+        let found = self.credentials.find(&self.name, &scope.repository).await?;
+        let none = Error::Unauthorized {
+            what: Arc::clone(&what),
+            host: self.name.clone(),
+            status: 401,
+            hint: match found.is_empty() {
+                true => format!("no credentials for it in {}", self.place()),
+                false => format!("the credentials from {} were refused", places(&found)),
+            },
+        };
+        // Last of all nobody: an out-dated login does not hide a public image.
+        let mut candidates: Vec<Option<&Found>> = found.iter().map(Some).collect();
+        candidates.push(None);
+        for (candidate, found) in candidates.into_iter().enumerate().skip(first) {
+            let credential = found.map(|found| &found.credential);
+            let granted = self
+                .grant(transport, scope, &challenge, credential, &what)
+                .await;
+            match granted {
+                Ok((header, life)) => {
+                    return Ok(Arc::new(Grant {
+                        header,
+                        stale: life.map(|(start, life)| start + life - (life / 10).min(MARGIN)),
+                        candidate,
+                        challenge,
+                        proven: AtomicBool::new(false),
+                    }));
+                }
+                Err(error) if error.is_unauthorized() => {
+                    tracing::debug!(%error, candidate, "credential refused");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(none)
+    }
+
+    /// The header by which `credential` answers `challenge`, and its life.
+    async fn grant(
+        &self,
+        transport: &Transport,
+        scope: &Scope,
+        challenge: &Challenge,
+        credential: Option<&Credential>,
+        what: &Arc<str>,
+    ) -> Result<(HeaderValue, Option<(Instant, Duration)>), Error> {
+        match (challenge, credential) {
+            (_, Some(Credential::AccessToken(token))) => {
+                Ok((secret_header(&format!("Bearer {}", token.expose()))?, None))
+            }
+            (Challenge::Basic, Some(Credential::Password { username, password })) => {
+                Ok((basic(username, password.expose())?, None))
+            }
+            (Challenge::Basic, _) => Err(self.unusable(what, "it asks for a password")),
+            (Challenge::Bearer { realm, .. }, Some(_)) if !self.may_learn(realm) => {
+                let why = "its token service must not see credentials over plain http";
+                Err(self.unusable(what, why))
+            }
+            (
+                Challenge::Bearer {
+                    realm,
+                    service,
+                    scope: asked,
+                },
+                credential,
+            ) => {
+                let mut scopes = vec![scope.text.as_str()];
+                // What the registry adds to what crfs asks for, if anything.
+                scopes.extend(asked.as_deref().filter(|asked| !scope.text.contains(asked)));
+                let start = Instant::now();
+                let request = token_request(realm, service.as_deref(), &scopes, credential, what)?;
+                let token = fetch(transport, request).await?;
+                Ok((
+                    secret_header(&format!("Bearer {}", token.text()))?,
+                    Some((start, token.life())),
+                ))
+            }
+        }
+    }
+
+    fn may_learn(&self, realm: &Url) -> bool {
+        let plain_home = self.home.scheme() == "http";
+        let same_host = realm.host_str() == self.home.host_str();
+        realm.scheme() == "https" || (plain_home && (same_host || is_loopback(realm)))
+    }
+
+    fn unusable(&self, what: &Arc<str>, why: &str) -> Error {
+        Error::Unauthorized {
+            what: Arc::clone(what),
+            host: self.name.clone(),
+            status: 401,
+            hint: why.to_owned(),
+        }
+    }
+
+    fn slot(&self, scope: &Scope) -> Arc<Slot> {
+        let mut slots = self.slots.lock();
+        if slots.len() >= MAX_SLOTS && !slots.contains_key(scope) {
+            slots.retain(|_, slot| Arc::strong_count(slot) > 1);
+        }
+        Arc::clone(slots.entry(scope.clone()).or_default())
+    }
+}
+
+impl Token {
+    fn text(&self) -> &str {
+        match self.token.is_empty() {
+            true => &self.access_token,
+            false => &self.token,
+        }
+    }
+
+    fn life(&self) -> Duration {
+        let seconds = self.expires_in.filter(|&seconds| seconds > 0);
+        // A year is for ever, and the clock can add it.
+        seconds.map_or(USUAL_LIFE, |s| Duration::from_secs(s.min(31_536_000)))
+    }
+}
+
+/// GET with what a password opens, or POST with an identity token (distribution spec, "Token
+/// Authentication" and "OAuth2 Token Authentication").
+struct TokenRequest<'a> {
+    what: &'a Arc<str>,
+    url: Url,
+    authorization: Option<HeaderValue>,
+    form: Option<Payload>,
+}
+
+fn token_request<'a>(
+    realm: &Url,
+    service: Option<&str>,
+    scopes: &[&str],
+    credential: Option<&Credential>,
+    what: &'a Arc<str>,
+) -> Result<TokenRequest<'a>, Error> {
+    let mut request = TokenRequest {
+        what,
+        url: realm.clone(),
+        authorization: None,
+        form: None,
+    };
+    if let Some(Credential::IdentityToken(token)) = credential {
+        let mut form = form_urlencoded::Serializer::new(String::new());
+        form.append_pair("grant_type", "refresh_token");
+        form.append_pair("client_id", "crfs");
+        form.append_pair("service", service.unwrap_or_default());
+        form.append_pair("scope", &scopes.join(" "));
+        form.append_pair("refresh_token", token.expose());
+        request.form = Some(Payload::Bytes(Bytes::from(form.finish())));
+        return Ok(request);
+    }
+    if let Some(Credential::Password { username, password }) = credential {
+        request.authorization = Some(basic(username, password.expose())?);
+    }
+    let mut query = request.url.query_pairs_mut();
+    if let Some(service) = service {
+        query.append_pair("service", service);
+    }
+    for scope in scopes.iter().flat_map(|scopes| scopes.split(' ')) {
+        query.append_pair("scope", scope);
+    }
+    drop(query);
+    Ok(request)
+}
+
+async fn fetch(transport: &Transport, request: TokenRequest<'_>) -> Result<Token, Error> {
+    let mut headers = HeaderMap::new();
+    if request.form.is_some() {
+        let form = HeaderValue::from_static("application/x-www-form-urlencoded");
+        headers.insert(CONTENT_TYPE, form);
+    }
+    let host = host_of(&request.url);
+    let answer = transport.send(Request {
+        method: request.form.as_ref().map_or(Method::GET, |_| Method::POST),
+        url: request.url,
+        what: request.what,
+        headers,
+        authorization: request.authorization,
+        payload: request.form.as_ref(),
+        confidential: request.form.is_some(),
+    });
+    let answer = answer.await?;
+    if !answer.status().is_success() {
+        return Err(endpoint::refusal(answer, request.what, "the token service").await);
+    }
+    let json = answer.read(MAX_TOKEN).await?;
+    let token = serde_json::from_slice::<Token>(&json).ok();
+    token
+        .filter(|token| !token.text().is_empty())
+        .ok_or_else(|| {
+            Error::Protocol(format!("{}: {host} answered without a token", request.what))
+        })
+}
+
+fn basic(username: &str, password: &str) -> Result<HeaderValue, Error> {
+    let text = STANDARD.encode(format!("{username}:{password}"));
+    secret_header(&format!("Basic {text}"))
+}
+
+fn secret_header(text: &str) -> Result<HeaderValue, Error> {
+    let mut header = HeaderValue::from_str(text)
+        .map_err(|_| Error::Protocol("a token has characters no header can carry".to_owned()))?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+fn places(found: &[Found]) -> String {
+    let places: Vec<_> = found.iter().map(|found| found.place.as_str()).collect();
+    places.join(", ")
+}

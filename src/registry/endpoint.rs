@@ -1,0 +1,211 @@
+//! One registry host as it is asked: authorization, retries, and errors that say what happened.
+//!
+//! An endpoint is made from a name and its settings and knows nothing of other hosts, so that a
+//! list of mirrors is a list of endpoints.
+
+use std::sync::Arc;
+
+use reqwest::header::HeaderMap;
+use reqwest::{Method, StatusCode};
+use url::Url;
+
+use crate::registry::auth::{Authorizer, Grant, Scope};
+use crate::registry::challenge::Challenge;
+use crate::registry::credentials::Credentials;
+use crate::registry::host::base_url;
+use crate::registry::payload::Payload;
+use crate::registry::retry::{Gate, Patience, retry_after};
+use crate::registry::transport::{Answer, Request, Transport, host_of, same_origin};
+use crate::registry::{Config, Error, Traffic};
+
+/// How many grants one request may go through: an expired one, then each credential in turn.
+const MAX_GRANTS: usize = 8;
+
+/// One request to a registry, before authorization.
+#[derive(Clone)]
+pub(super) struct Call {
+    pub(super) method: Method,
+    pub(super) url: Url,
+    /// What it is about, for errors.
+    pub(super) what: Arc<str>,
+    pub(super) scope: Scope,
+    pub(super) headers: HeaderMap,
+    pub(super) payload: Option<Payload>,
+}
+
+/// A small answer, read whole.
+pub(super) struct Document {
+    /// Who sent it.
+    pub(super) host: String,
+    pub(super) headers: HeaderMap,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// One registry host.
+pub(super) struct Endpoint {
+    /// As references name it.
+    name: String,
+    base: Url,
+    config: Arc<Config>,
+    transport: Transport,
+    authorizer: Authorizer,
+    gate: Gate,
+}
+
+impl Endpoint {
+    pub(super) fn new(
+        name: &str,
+        config: &Arc<Config>,
+        credentials: Arc<dyn Credentials>,
+        traffic: Arc<Traffic>,
+    ) -> Result<Self, Error> {
+        let base = base_url(name, config)?;
+        Ok(Self {
+            name: name.to_owned(),
+            transport: Transport::new(&base, config, traffic)?,
+            authorizer: Authorizer::new(name, &base, credentials),
+            base,
+            config: Arc::clone(config),
+            gate: Gate::default(),
+        })
+    }
+
+    /// As references name it.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `/v2/REPOSITORY/TAIL` at this host; both are parsed values without special characters.
+    pub(super) fn url(&self, repository: &str, tail: &str) -> Url {
+        let mut url = self.base.clone();
+        url.set_path(&format!("/v2/{repository}/{tail}"));
+        url
+    }
+
+    pub(super) fn patience(&self, what: &Arc<str>) -> Patience {
+        Patience::new(&self.config, what, &self.name)
+    }
+
+    /// Calls until the answer is a success, an error that will not change, or patience ends.
+    pub(super) async fn call(&self, call: &Call) -> Result<Answer, Error> {
+        let mut patience = self.patience(&call.what);
+        loop {
+            match patience.within(self.attempt(call)).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => self.recover(error, &mut patience).await?,
+            }
+        }
+    }
+
+    /// Calls likewise, and reads the whole body, of at most `max` bytes.
+    pub(super) async fn read(&self, call: &Call, max: u64) -> Result<Document, Error> {
+        let mut patience = self.patience(&call.what);
+        let attempt = async || {
+            let answer = self.attempt(call).await?;
+            let (host, headers) = (answer.host(), answer.headers().clone());
+            let bytes = answer.read(max).await?;
+            Ok(Document {
+                host,
+                headers,
+                bytes,
+            })
+        };
+        loop {
+            match patience.within(attempt()).await {
+                Ok(document) => return Ok(document),
+                Err(error) => self.recover(error, &mut patience).await?,
+            }
+        }
+    }
+
+    /// What has to happen after a failed attempt before the next one; `Err` if there is none.
+    pub(super) async fn recover(&self, error: Error, patience: &mut Patience) -> Result<(), Error> {
+        if let Some(pause) = error.retry_after() {
+            self.gate.close(pause.min(self.config.max_pause));
+        }
+        if matches!(error, Error::Stalled { .. }) {
+            self.transport.reconnect();
+        }
+        patience.after(error).await
+    }
+
+    /// One attempt, with as many rounds as its authorization takes. Successful if the status is.
+    pub(super) async fn attempt(&self, call: &Call) -> Result<Answer, Error> {
+        self.gate.pass().await;
+        let home = same_origin(&call.url, &self.base);
+        let mut grant = match home {
+            true => {
+                self.authorizer
+                    .current(&self.transport, &call.scope)
+                    .await?
+            }
+            false => None,
+        };
+        for _ in 0..MAX_GRANTS {
+            let answer = self.transport.send(Request {
+                method: call.method.clone(),
+                url: call.url.clone(),
+                what: &call.what,
+                headers: call.headers.clone(),
+                authorization: grant.as_deref().map(Grant::header),
+                payload: call.payload.as_ref(),
+                confidential: false,
+            });
+            let answer = answer.await?;
+            let asked_at_home = home && answer.at_home;
+            if answer.status() != StatusCode::UNAUTHORIZED || !asked_at_home {
+                if let Some(grant) = &grant {
+                    grant.prove();
+                }
+                return self.judge(answer, call).await;
+            }
+            let Some(challenge) = Challenge::of(answer.headers()) else {
+                return self.judge(answer, call).await;
+            };
+            let renewed = self
+                .authorizer
+                .renew(&self.transport, &call.scope, challenge, grant);
+            grant = Some(renewed.await?);
+        }
+        Err(Error::Unauthorized {
+            what: Arc::clone(&call.what),
+            host: self.name.clone(),
+            status: 401,
+            hint: format!("it refused {MAX_GRANTS} tokens in a row"),
+        })
+    }
+
+    async fn judge(&self, answer: Answer, call: &Call) -> Result<Answer, Error> {
+        match answer.status().is_success() {
+            true => Ok(answer),
+            false => {
+                let place = format!("credentials from {}", self.authorizer.place());
+                Err(refusal(answer, &call.what, &place).await)
+            }
+        }
+    }
+}
+
+/// The error an unsuccessful answer stands for; `by` says what may be at fault in a 401 or 403.
+pub(super) async fn refusal(answer: Answer, what: &Arc<str>, by: &str) -> Error {
+    let status = answer.status().as_u16();
+    let (what, host) = (Arc::clone(what), host_of(&answer.url));
+    let retry_after = retry_after(answer.headers());
+    let detail = answer.detail().await;
+    match status {
+        401 | 403 => Error::Unauthorized {
+            what,
+            host,
+            status,
+            hint: format!("{by} not accepted{detail}"),
+        },
+        404 | 410 => Error::NotFound { what, host, detail },
+        _ => Error::Status {
+            what,
+            host,
+            status,
+            detail,
+            retry_after,
+        },
+    }
+}

@@ -1,0 +1,135 @@
+//! How often, and how fast, something that failed is tried again.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use parking_lot::Mutex;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+
+use crate::registry::{Config, Error};
+
+/// The first pause, doubled for each further one, plus up to as much again at random.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The patience of one operation: pauses grow, and end with the deadline.
+pub(super) struct Patience {
+    config: Arc<Config>,
+    /// What is asked for, and of whom, for the error at the end.
+    what: Arc<str>,
+    host: String,
+    pauses: ExponentialBackoff,
+    deadline: Instant,
+    last: Option<Error>,
+}
+
+impl Patience {
+    pub(super) fn new(config: &Arc<Config>, what: &Arc<str>, host: &str) -> Self {
+        Self {
+            config: Arc::clone(config),
+            what: Arc::clone(what),
+            host: host.to_owned(),
+            pauses: pauses(config),
+            deadline: Instant::now() + config.deadline,
+            last: None,
+        }
+    }
+
+    /// There was progress: start over.
+    pub(super) fn renew(&mut self) {
+        *self = Self::new(&self.config, &self.what, &self.host);
+    }
+
+    /// Time went by in progress: the deadline counts from now, the attempts made stay made.
+    pub(super) fn extend(&mut self) {
+        self.deadline = Instant::now() + self.config.deadline;
+    }
+
+    /// Runs one attempt, but not beyond the deadline.
+    pub(super) async fn within<T>(
+        &mut self,
+        attempt: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        match timeout_at(self.deadline, attempt).await {
+            Ok(result) => result,
+            Err(_) => Err(self.over()),
+        }
+    }
+
+    /// Pauses before the next attempt, or gives `error` back if there is to be none.
+    pub(super) async fn after(&mut self, error: Error) -> Result<(), Error> {
+        if !error.is_transient() || matches!(error, Error::Deadline { .. }) {
+            return Err(error);
+        }
+        let Some(pause) = self.pauses.next() else {
+            return Err(error);
+        };
+        let asked = error.retry_after().unwrap_or_default();
+        let until = Instant::now() + pause.max(asked.min(self.config.max_pause));
+        tracing::debug!(%error, ?pause, "trying again");
+        self.last = Some(error);
+        if until >= self.deadline {
+            return Err(self.over());
+        }
+        sleep_until(until).await;
+        Ok(())
+    }
+
+    fn over(&mut self) -> Error {
+        let last = self.last.take();
+        let silent = || Error::Stalled {
+            what: Arc::clone(&self.what),
+            host: self.host.clone(),
+            after: self.config.deadline,
+        };
+        Error::Deadline {
+            after: self.config.deadline,
+            last: Arc::new(last.unwrap_or_else(silent)),
+        }
+    }
+}
+
+/// A host that asked to be left alone is left alone by everyone.
+#[derive(Default)]
+pub(super) struct Gate(Mutex<Option<Instant>>);
+
+impl Gate {
+    /// Waits until the host may be asked again.
+    pub(super) async fn pass(&self) {
+        loop {
+            let until = *self.0.lock();
+            match until.map(|until| until.saturating_duration_since(Instant::now())) {
+                Some(rest) if !rest.is_zero() => sleep(rest).await,
+                _ => return,
+            }
+        }
+    }
+
+    /// Nobody asks for the next `pause`.
+    pub(super) fn close(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        let mut gate = self.0.lock();
+        *gate = Some(gate.map_or(until, |old| old.max(until)));
+    }
+}
+
+/// `Retry-After`: seconds or an HTTP date (RFC 9110, 10.2.3). Garbage is no wish.
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(text).ok()?;
+    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
+}
+
+fn pauses(config: &Config) -> ExponentialBackoff {
+    ExponentialBuilder::default()
+        .with_min_delay(FIRST_PAUSE)
+        .with_max_delay(config.max_pause)
+        .with_max_times(config.retries as usize)
+        .with_jitter()
+        .build()
+}

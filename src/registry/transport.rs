@@ -1,0 +1,457 @@
+//! One registry host's HTTP connections: sends a request, follows its redirects, guards both.
+//!
+//! Promises: `Authorization` is sent to the origin (scheme, host, port) of the first URL only and
+//! never again once a redirect has left it; at most [`MAX_REDIRECTS`] hops; never from https to
+//! http; nothing is asked that [`Guard`] refuses; content encodings are neither asked for nor
+//! accepted; no wait for a head or for progress of a body is longer than configured.
+
+use std::error::Error as StdError;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock};
+use reqwest::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, HeaderMap, HeaderValue, LOCATION,
+};
+use reqwest::{Client, Method, Response, StatusCode};
+use tokio::time::timeout;
+use url::Url;
+
+use crate::registry::body::{Body, Limits};
+use crate::registry::egress::{Guard, Refused};
+use crate::registry::payload::{Meter, Payload};
+use crate::registry::{Config, Error, Traffic};
+
+/// Redirects followed for one request.
+const MAX_REDIRECTS: usize = 5;
+/// The longest `Location` that is believed, in bytes (signed URLs have up to 4 KiB).
+const MAX_LOCATION: usize = 16 << 10;
+/// What an answer may say about its error, in bytes.
+const MAX_DETAIL: usize = 4 << 10;
+/// Connections younger than this are fresh.
+const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
+const USER_AGENT: &str = concat!("crfs/", env!("CARGO_PKG_VERSION"));
+/// Flow-control windows of HTTP/2, in bytes: 4 MiB is 50 ms at 650 Mbit/s for each stream.
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+
+/// One request, before redirects.
+pub(super) struct Request<'a> {
+    pub(super) method: Method,
+    pub(super) url: Url,
+    /// What it is about, for errors.
+    pub(super) what: &'a Arc<str>,
+    pub(super) headers: HeaderMap,
+    pub(super) authorization: Option<HeaderValue>,
+    pub(super) payload: Option<&'a Payload>,
+    /// The payload is a secret, for this origin only.
+    pub(super) confidential: bool,
+}
+
+/// The head of an answer; its body is still to be read.
+pub(super) struct Answer {
+    response: Response,
+    /// The URL that answered, after redirects.
+    pub(super) url: Url,
+    /// Whether it has the origin of the URL that was asked first.
+    pub(super) at_home: bool,
+    what: Arc<str>,
+    limits: Limits,
+    traffic: Arc<Traffic>,
+}
+
+/// The connections to one registry host and to where it redirects.
+pub(super) struct Transport {
+    /// Replaced to get fresh connections; see [`Transport::reconnect`].
+    client: RwLock<Client>,
+    reconnected: Mutex<Option<Instant>>,
+    recipe: Recipe,
+    guard: Guard,
+    limits: Limits,
+    /// How long a registry may digest an upload before it answers.
+    commit: Duration,
+    traffic: Arc<Traffic>,
+}
+
+struct Recipe {
+    connect_timeout: Duration,
+    /// Proxies of the environment are not for loopback hosts.
+    proxied: bool,
+}
+
+impl Transport {
+    pub(super) fn new(home: &Url, config: &Config, traffic: Arc<Traffic>) -> Result<Self, Error> {
+        let mut allowed = config.allow_private.clone();
+        allowed.extend(proxies());
+        let guard = Guard::new(home, allowed);
+        let recipe = Recipe {
+            connect_timeout: config.connect_timeout,
+            proxied: !super::host::is_loopback(home),
+        };
+        Ok(Self {
+            client: RwLock::new(recipe.client(&guard)?),
+            reconnected: Mutex::default(),
+            recipe,
+            guard,
+            limits: Limits {
+                progress: config.progress_timeout,
+            },
+            commit: config.deadline.max(config.progress_timeout),
+            traffic,
+        })
+    }
+
+    /// Sends `request` and follows redirects; any status but a redirect is an answer.
+    pub(super) async fn send(&self, mut request: Request<'_>) -> Result<Answer, Error> {
+        let mut at_home = true;
+        for _ in 0..=MAX_REDIRECTS {
+            let response = self.hop(&request).await?;
+            if !is_redirect(response.status()) {
+                return self.answer(&request, response, at_home);
+            }
+            let next = next_url(&request, &response)?;
+            if !same_origin(&next, &request.url) {
+                if request.confidential {
+                    return Err(Error::Redirect {
+                        what: Arc::clone(request.what),
+                        host: host_of(&request.url),
+                        why: "it would carry a secret to another host".to_owned(),
+                    });
+                }
+                at_home = false;
+                request.authorization = None;
+            }
+            request.url = next;
+        }
+        Err(Error::Redirect {
+            what: Arc::clone(request.what),
+            host: host_of(&request.url),
+            why: format!("more than {MAX_REDIRECTS} in a row"),
+        })
+    }
+
+    /// Drops all pooled connections, so that the next request gets a fresh one. HTTP/2 needs
+    /// this: giving up one of its streams keeps the connection. Those who stalled together
+    /// reconnect once.
+    pub(super) fn reconnect(&self) {
+        let mut last = self.reconnected.lock();
+        if last.is_some_and(|last| last.elapsed() < RECONNECT_PAUSE) {
+            return;
+        }
+        *last = Some(Instant::now());
+        match self.recipe.client(&self.guard) {
+            Ok(client) => *self.client.write() = client,
+            Err(error) => tracing::warn!(%error, "cannot renew connections"),
+        }
+    }
+
+    fn answer(
+        &self,
+        request: &Request<'_>,
+        response: Response,
+        at_home: bool,
+    ) -> Result<Answer, Error> {
+        let encoding = response.headers().get(CONTENT_ENCODING);
+        if let Some(encoding) = encoding.filter(|e| e.as_bytes() != b"identity") {
+            return Err(Error::Protocol(format!(
+                "{}: {} answered with content-encoding {encoding:?}, which was not asked for",
+                request.what,
+                host_of(&request.url)
+            )));
+        }
+        Ok(Answer {
+            response,
+            url: request.url.clone(),
+            at_home,
+            what: Arc::clone(request.what),
+            limits: self.limits,
+            traffic: Arc::clone(&self.traffic),
+        })
+    }
+
+    async fn hop(&self, request: &Request<'_>) -> Result<Response, Error> {
+        let egress = |Refused(host)| Error::Egress {
+            what: Arc::clone(request.what),
+            host,
+        };
+        self.guard.check(&request.url).map_err(egress)?;
+        let meter = Meter::new(Arc::clone(&self.traffic));
+        let client = self.client.read().clone();
+        let mut builder = client
+            .request(request.method.clone(), request.url.clone())
+            .headers(request.headers.clone())
+            .header(ACCEPT_ENCODING, "identity");
+        if let Some(authorization) = &request.authorization {
+            builder = builder.header(AUTHORIZATION, authorization);
+        }
+        if let Some(payload) = request.payload {
+            builder = payload.attach(builder, meter.clone()).await?;
+        }
+        self.traffic.count_request();
+        let send = builder.send();
+        tokio::pin!(send);
+        let mut seen = 0;
+        loop {
+            let patience = match meter.is_complete(request.payload) {
+                true if request.payload.is_some() => self.commit,
+                _ => self.limits.progress,
+            };
+            match timeout(patience, &mut send).await {
+                Ok(result) => return result.map_err(|e| explain(&e, request.what, &request.url)),
+                Err(_) if meter.bytes() > seen => seen = meter.bytes(),
+                Err(_) => {
+                    return Err(Error::Stalled {
+                        what: Arc::clone(request.what),
+                        host: host_of(&request.url),
+                        after: patience,
+                    });
+                }
+            }
+        }
+    }
+}
+
+impl Recipe {
+    fn client(&self, guard: &Guard) -> Result<Client, Error> {
+        // Fails if a provider is installed already: then that one is used.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let builder = || {
+            let builder = Client::builder()
+                .user_agent(USER_AGENT)
+                .redirect(reqwest::redirect::Policy::none())
+                .retry(reqwest::retry::never())
+                .referer(false)
+                .connect_timeout(self.connect_timeout)
+                .http2_initial_stream_window_size(STREAM_WINDOW)
+                .http2_initial_connection_window_size(CONNECTION_WINDOW)
+                .http2_keep_alive_interval(Duration::from_secs(10))
+                .http2_keep_alive_timeout(Duration::from_secs(10))
+                .dns_resolver(guard.clone());
+            match self.proxied {
+                true => builder,
+                false => builder.no_proxy(),
+            }
+        };
+        // A node without CA certificates can still use plain-HTTP registries; https fails there
+        // with the reason when it is tried.
+        builder()
+            .build()
+            .or_else(|error| {
+                tracing::warn!(%error, "no usable CA certificates (is the package ca-certificates installed?)");
+                builder().tls_certs_only([]).build()
+            })
+            .map_err(|error| Error::Setup(chain(&error)))
+    }
+}
+
+impl Answer {
+    pub(super) fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    pub(super) fn headers(&self) -> &HeaderMap {
+        self.response.headers()
+    }
+
+    /// Who answered, with port.
+    pub(super) fn host(&self) -> String {
+        host_of(&self.url)
+    }
+
+    pub(super) fn content_length(&self) -> Option<u64> {
+        self.response.content_length()
+    }
+
+    /// The body, to be read piece by piece.
+    pub(super) fn into_body(self) -> Body {
+        let host = self.host();
+        Body::new(self.response, self.what, host, self.limits, self.traffic)
+    }
+
+    /// The whole body, if it has at most `max` bytes.
+    pub(super) async fn read(self, max: u64) -> Result<Vec<u8>, Error> {
+        let too_large = Error::TooLarge {
+            what: Arc::clone(&self.what),
+            max,
+        };
+        if self.content_length().is_some_and(|length| length > max) {
+            return Err(too_large);
+        }
+        let mut body = self.into_body();
+        let mut bytes = Vec::new();
+        while let Some(piece) = body.next().await? {
+            if (bytes.len() + piece.len()) as u64 > max {
+                return Err(too_large);
+            }
+            bytes.extend_from_slice(&piece);
+        }
+        Ok(bytes)
+    }
+
+    /// What the body says about an error, as `: text`, fit for one line of a log.
+    pub(super) async fn detail(self) -> String {
+        let mut body = self.into_body();
+        let mut bytes = Vec::new();
+        while let Ok(Some(piece)) = body.next().await {
+            bytes.extend_from_slice(&piece);
+            if bytes.len() >= MAX_DETAIL {
+                bytes.truncate(MAX_DETAIL);
+                break;
+            }
+        }
+        describe(&bytes)
+    }
+}
+
+/// The `errors` of the distribution spec ("Error Codes") as text; of other bodies the first words.
+fn describe(body: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Errors {
+        errors: Vec<One>,
+    }
+    #[derive(serde::Deserialize)]
+    struct One {
+        #[serde(default)]
+        code: String,
+        #[serde(default)]
+        message: String,
+    }
+    let text = match serde_json::from_slice::<Errors>(body) {
+        Ok(Errors { errors }) => {
+            let lines = errors.iter().map(|e| format!("{} {}", e.code, e.message));
+            lines.collect::<Vec<_>>().join("; ")
+        }
+        Err(_) => String::from_utf8_lossy(body).into_owned(),
+    };
+    let clean = |c: char| if c.is_control() { ' ' } else { c };
+    let text: String = text.chars().map(clean).take(200).collect();
+    match text.trim() {
+        "" => String::new(),
+        text => format!(": {text}"),
+    }
+}
+
+fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+fn next_url(request: &Request<'_>, response: &Response) -> Result<Url, Error> {
+    let refuse = |why: &str| Error::Redirect {
+        what: Arc::clone(request.what),
+        host: host_of(&request.url),
+        why: why.to_owned(),
+    };
+    let reads = matches!(request.method, Method::GET | Method::HEAD);
+    if !reads && !matches!(response.status().as_u16(), 307 | 308) {
+        return Err(refuse("it would turn a write into a read"));
+    }
+    let location = response.headers().get(LOCATION);
+    let location = location.ok_or_else(|| refuse("it has no location"))?;
+    let location = location
+        .to_str()
+        .map_err(|_| refuse("its location is not ascii"))?;
+    if location.is_empty() || location.len() > MAX_LOCATION {
+        return Err(refuse("its location is empty or over-long"));
+    }
+    resolve(&request.url, location).map_err(refuse)
+}
+
+/// The URL that `location`, found in an answer of `base`, stands for, if it may be asked.
+pub(super) fn resolve(base: &Url, location: &str) -> Result<Url, &'static str> {
+    let mut url = base
+        .join(location)
+        .map_err(|_| "its location is not a url")?;
+    match (base.scheme(), url.scheme()) {
+        (_, "https") | ("http", "http") => {}
+        ("https", "http") => return Err("it leads from https to plain http"),
+        _ => return Err("its location is neither http nor https"),
+    }
+    // A user name in a URL would be sent as credentials nobody configured.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    url.set_fragment(None);
+    Ok(url)
+}
+
+/// Whether two URLs have scheme, host and port in common.
+pub(super) fn same_origin(a: &Url, b: &Url) -> bool {
+    a.scheme() == b.scheme()
+        && a.host_str() == b.host_str()
+        && a.port_or_known_default() == b.port_or_known_default()
+}
+
+/// Host of a URL, with its port if it is not the usual one.
+pub(super) fn host_of(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port()
+        .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+/// Turns what went wrong below HTTP into an error that says who and why.
+pub(super) fn explain(error: &reqwest::Error, what: &Arc<str>, url: &Url) -> Error {
+    let (what, host) = (Arc::clone(what), host_of(url));
+    let mut next: Option<&(dyn StdError + 'static)> = Some(error);
+    while let Some(cause) = next {
+        if let Some(Refused(host)) = find::<Refused>(cause) {
+            let host = host.clone();
+            return Error::Egress { what, host };
+        }
+        if let Some(tls) = find::<rustls::Error>(cause).filter(|tls| is_lasting(tls)) {
+            let why = tls.to_string();
+            return Error::Tls { what, host, why };
+        }
+        next = cause.source();
+    }
+    let why = chain(error);
+    Error::Unreachable { what, host, why }
+}
+
+/// Whether a handshake would fail the same way again: wrong certificate, or no TLS at all.
+const fn is_lasting(error: &rustls::Error) -> bool {
+    use rustls::Error::{InvalidCertificate, InvalidMessage, PeerIncompatible};
+    matches!(
+        error,
+        InvalidCertificate(_) | InvalidMessage(_) | PeerIncompatible(_)
+    )
+}
+
+/// `error` itself as a `T`, or the `T` inside an `io::Error` (whose `source` skips what it wraps;
+/// connectors wrap twice).
+fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
+    let inner = || find(error.downcast_ref::<io::Error>()?.get_ref()?);
+    error.downcast_ref::<T>().or_else(inner)
+}
+
+/// The causes of an error without the URL (its query may be a signature), innermost last.
+fn chain(error: &reqwest::Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        if parts.last() != Some(&text) {
+            parts.push(text);
+        }
+        next = cause.source();
+    }
+    match parts.is_empty() {
+        true => "no further reason".to_owned(),
+        false => parts.join(": "),
+    }
+}
+
+/// Hosts of the proxies the environment names: they may be inside the network.
+fn proxies() -> Vec<String> {
+    let names = [
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+    ];
+    let values = names.iter().filter_map(|name| std::env::var(name).ok());
+    values
+        .filter_map(|value| Url::parse(&value).ok()?.host_str().map(str::to_owned))
+        .collect()
+}

@@ -1,0 +1,129 @@
+//! Prepare and View: a new snapshot on top of a committed one, or of nothing.
+
+use std::sync::Arc;
+
+use crate::oci::label;
+use crate::overlay::options::Mount;
+use crate::snapshotter::model::{Key, Kind, Labels, Record, Stamp};
+use crate::snapshotter::persist::Steps;
+use crate::snapshotter::{Error, Inner, blocking};
+use crate::store::Step;
+
+const STEPS: Steps = Steps {
+    record: Step::PrepareRecord,
+    stored: Step::PrepareStored,
+    done: Step::PrepareDone,
+};
+
+/// What a Prepare ends with.
+#[derive(Debug)]
+pub enum Prepared {
+    /// An active snapshot; containerd unpacks the layer into it, or runs a container on it.
+    Mounts(Vec<Mount>),
+    /// The layer that was asked for is there as a committed snapshot, to be read lazily. There is
+    /// no snapshot of the given key.
+    Lazy,
+}
+
+impl Inner {
+    pub(super) async fn prepare(
+        self: Arc<Self>,
+        key: Key,
+        parent: Option<Key>,
+        labels: Labels,
+    ) -> Result<Prepared, Error> {
+        {
+            let table = self.table.read();
+            table.check_free(&key)?;
+            table.check_parent(parent.as_ref())?;
+        }
+        if let Some(target) = labels.get(label::SNAPSHOT_REF)
+            && self.answer_lazily(target, parent.as_ref(), &labels).await?
+        {
+            return Ok(Prepared::Lazy);
+        }
+        let mounts = self.create(Kind::Active, key, parent, labels).await?;
+        Ok(Prepared::Mounts(mounts))
+    }
+
+    /// Makes an ordinary snapshot.
+    pub(super) async fn create(
+        self: Arc<Self>,
+        kind: Kind,
+        key: Key,
+        parent: Option<Key>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>, Error> {
+        // Before anything is made: what cannot be mounted would be left behind.
+        self.ensure_chain(parent.as_ref()).await?;
+        let _held = self.locks.hold(&[&key], parent.as_ref()).await;
+        {
+            let table = self.table.read();
+            table.check_free(&key)?;
+            table.check_parent(parent.as_ref())?;
+        }
+        self.fault(Step::PrepareStart)?;
+        let making = self.new_id();
+        let now = Stamp::now();
+        let record = Record {
+            id: making.id,
+            revision: self.new_revision(),
+            kind,
+            key: key.clone(),
+            parent,
+            labels,
+            created: now,
+            updated: now,
+            usage: None,
+            lazy: None,
+        };
+        let id = making.id;
+        let entered = match self.make_folder(&record).await {
+            Ok(()) => self.persist(record, None, STEPS).await,
+            Err(error) => Err(error),
+        };
+        let record = match entered {
+            Ok(record) => record,
+            Err(error) => {
+                self.discard(id).await;
+                return Err(error);
+            }
+        };
+        self.mounts_of(&record)
+    }
+
+    /// Sees to it that the lazy layers from `parent` down are mounted.
+    async fn ensure_chain(self: &Arc<Self>, parent: Option<&Key>) -> Result<(), Error> {
+        let parent = parent.and_then(|parent| self.table.read().get(parent).cloned().ok());
+        let Some(parent) = parent else {
+            // Found out, and said, under the locks.
+            return Ok(());
+        };
+        self.ensure_mounted(&parent).await?;
+        self.ensure_parents_mounted(&parent).await
+    }
+
+    async fn make_folder(self: &Arc<Self>, record: &Record) -> Result<(), Error> {
+        let parent = record.parent.as_ref();
+        let parent = parent.and_then(|parent| self.table.read().get(parent).cloned().ok());
+        let (inner, id, kind) = (Arc::clone(self), record.id, record.kind);
+        blocking(move || {
+            let owner = match parent {
+                Some(parent) => inner.owner(&parent)?,
+                None => None,
+            };
+            inner.snapshots.folder(id).create(kind, owner)?;
+            inner.fault(Step::PrepareFolder)
+        })
+        .await
+    }
+
+    /// Owner of the root of a parent's files, which a snapshot on top of it takes over.
+    fn owner(&self, parent: &Record) -> Result<Option<(u32, u32)>, Error> {
+        let folder = self.snapshots.folder(parent.id);
+        if parent.lazy.is_some() {
+            return Ok(self.layers.root_owner(&folder.fs()));
+        }
+        folder.owner().map(Some)
+    }
+}

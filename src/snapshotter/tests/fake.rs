@@ -1,0 +1,147 @@
+//! Layers that mount nothing but remember what is mounted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+
+use crate::layer::{LayerRecord, LayerUsage, Layers, NotLazy};
+use crate::oci::{Digest, LayerLabels};
+use crate::snapshotter::tests::digest;
+
+/// The fake.
+#[derive(Default)]
+pub(super) struct FakeLayers {
+    mounted: Mutex<BTreeSet<PathBuf>>,
+    refused: Mutex<BTreeMap<Digest, NotLazy>>,
+    unrestorable: Mutex<BTreeSet<Digest>>,
+    delay: Mutex<Duration>,
+    calls: Mutex<Vec<&'static str>>,
+    swept: Mutex<Vec<LayerRecord>>,
+}
+
+impl FakeLayers {
+    /// From now on this layer cannot be lazy.
+    pub(super) fn refuse(&self, layer: char, why: NotLazy) {
+        self.refused
+            .lock()
+            .insert(digest(layer).parse().unwrap(), why);
+    }
+
+    /// Whether this layer can be mounted again.
+    pub(super) fn restorable(&self, layer: char, can: bool) {
+        let digest = digest(layer).parse().unwrap();
+        let mut unrestorable = self.unrestorable.lock();
+        if can {
+            unrestorable.remove(&digest);
+        } else {
+            unrestorable.insert(digest);
+        }
+    }
+
+    /// From now on mounting takes this long.
+    pub(super) fn slow_down(&self, delay: Duration) {
+        *self.delay.lock() = delay;
+    }
+
+    /// The node was restarted.
+    pub(super) fn forget_mounts(&self) {
+        self.mounted.lock().clear();
+    }
+
+    pub(super) fn mounted(&self) -> usize {
+        self.mounted.lock().len()
+    }
+
+    pub(super) fn is_mounted(&self, target: &Path) -> bool {
+        self.mounted.lock().contains(target)
+    }
+
+    /// How often `what` (announce, mount, restore) was called.
+    pub(super) fn calls(&self, what: &str) -> usize {
+        self.calls
+            .lock()
+            .iter()
+            .filter(|call| **call == what)
+            .count()
+    }
+
+    /// What the last sweep was told to keep.
+    pub(super) fn swept(&self) -> Vec<LayerRecord> {
+        self.swept.lock().clone()
+    }
+
+    fn mount_now(&self, target: &Path) {
+        assert!(target.is_dir(), "the mount point exists");
+        let fresh = self.mounted.lock().insert(target.to_owned());
+        assert!(fresh, "nothing is mounted twice");
+    }
+}
+
+impl Layers for FakeLayers {
+    fn announce(&self, _: &LayerLabels) {
+        self.calls.lock().push("announce");
+    }
+
+    fn mount<'a>(
+        &'a self,
+        labels: &'a LayerLabels,
+        target: &'a Path,
+    ) -> BoxFuture<'a, Result<LayerRecord, NotLazy>> {
+        self.calls.lock().push("mount");
+        async move {
+            let delay = *self.delay.lock();
+            tokio::time::sleep(delay).await;
+            if let Some(why) = self.refused.lock().get(&labels.layer) {
+                return Err(why.clone());
+            }
+            self.mount_now(target);
+            Ok(LayerRecord {
+                image: labels.image.to_string(),
+                manifest: labels.manifest,
+                layer: labels.layer,
+                size: 1000,
+                toc: Digest::of(b"toc"),
+            })
+        }
+        .boxed()
+    }
+
+    fn restore<'a>(
+        &'a self,
+        record: &'a LayerRecord,
+        target: &'a Path,
+    ) -> BoxFuture<'a, Result<(), NotLazy>> {
+        self.calls.lock().push("restore");
+        async move {
+            if self.unrestorable.lock().contains(&record.layer) {
+                return Err(NotLazy::Registry("down".to_owned()));
+            }
+            self.mount_now(target);
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn unmount<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, io::Result<()>> {
+        self.mounted.lock().remove(target);
+        async { Ok(()) }.boxed()
+    }
+
+    fn usage(&self, target: &Path) -> Option<LayerUsage> {
+        let usage = LayerUsage {
+            bytes: 1234,
+            inodes: 5,
+        };
+        self.is_mounted(target).then_some(usage)
+    }
+
+    fn sweep<'a>(&'a self, live: &'a [LayerRecord]) -> BoxFuture<'a, io::Result<()>> {
+        *self.swept.lock() = live.to_vec();
+        async { Ok(()) }.boxed()
+    }
+}

@@ -1,0 +1,261 @@
+//! The lazy answer, and what containerd does with it.
+
+use std::time::Duration;
+
+use super::{Bed, key, target_labels};
+use crate::layer::NotLazy;
+use crate::oci::label;
+use crate::snapshotter::{Error, Key, Prepared};
+use crate::store::Faults;
+
+#[tokio::test]
+async fn a_lazy_layer_is_found_by_the_filter_that_comes_next() {
+    let bed = Bed::new().await;
+    assert!(bed.pull("ns/1/extract a", 'a', "").await.unwrap());
+    let found = bed.find('a', "");
+    assert_eq!(found.len(), 1);
+    let record = bed.s().stat(&key(&found[0])).unwrap();
+    assert_eq!(
+        record.labels,
+        target_labels('a'),
+        "the labels of Prepare stay"
+    );
+    assert!(
+        bed.s().stat(&key("ns/1/extract a")).is_err(),
+        "the key is not taken"
+    );
+    assert!(bed.layers.is_mounted(&bed.s().files(&record)));
+    assert_eq!(bed.s().usage(&record.key).await.unwrap().bytes, 1234);
+    assert!(bed.pull("ns/2/extract b", 'b', &found[0]).await.unwrap());
+    let above = bed.find('b', &found[0]);
+    let mounts = bed.prepare("container", &above[0]).await.unwrap();
+    let lower = mounts[0]
+        .options
+        .iter()
+        .find(|option| option.starts_with("lowerdir="))
+        .unwrap();
+    assert!(
+        lower.contains("/2/fs:") && lower.ends_with("/1/fs"),
+        "the top first: {lower}"
+    );
+}
+
+#[tokio::test]
+async fn a_second_namespace_gets_the_same_snapshot() {
+    let mut bed = Bed::new().await;
+    for namespace in ["one", "two"] {
+        let name = format!("{namespace}/1/extract");
+        assert!(bed.pull(&name, 'a', "").await.unwrap());
+    }
+    bed.reopen().await;
+    assert!(bed.pull("three/1/extract", 'a', "").await.unwrap());
+    assert_eq!((bed.find('a', "").len(), bed.folders()), (1, 1));
+    assert_eq!(bed.layers.calls("mount"), 1);
+}
+
+#[tokio::test]
+async fn eight_at_once_make_one_snapshot() {
+    let bed = Bed::new().await;
+    bed.layers.slow_down(Duration::from_millis(50));
+    let names: Vec<String> = (0..8).map(|n| format!("ns/{n}/extract")).collect();
+    let pulls = names.iter().map(|name| bed.pull(name, 'a', ""));
+    let answers = futures::future::join_all(pulls).await;
+    assert!(answers.into_iter().all(Result::unwrap));
+    assert_eq!(bed.layers.calls("mount"), 1);
+    assert_eq!(
+        (bed.names(&[]).len(), bed.folders(), bed.layers.mounted()),
+        (1, 1, 1)
+    );
+}
+
+#[tokio::test]
+async fn the_same_layer_on_another_parent_is_another_snapshot() {
+    let bed = Bed::new().await;
+    bed.layer("p", "").await;
+    assert!(bed.pull("x", 'a', "").await.unwrap());
+    assert!(bed.pull("y", 'a', "p").await.unwrap());
+    assert_eq!((bed.find('a', "").len(), bed.find('a', "p").len()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_layer_that_cannot_be_lazy_gets_writable_mounts() {
+    let bed = Bed::new().await;
+    bed.layers.refuse('b', NotLazy::PlainGzip);
+    assert!(bed.pull("x", 'a', "").await.unwrap());
+    let below = bed.find('a', "").remove(0);
+    let prepared = bed
+        .s()
+        .prepare(key("e b"), Key::optional(&*below), target_labels('b'))
+        .await;
+    let Prepared::Mounts(mounts) = prepared.unwrap() else {
+        panic!("it cannot be lazy");
+    };
+    assert!(
+        mounts[0]
+            .options
+            .iter()
+            .any(|option| option.starts_with("upperdir="))
+    );
+    assert!(!mounts[0].options.iter().any(|option| option == "ro"));
+    let labels = target_labels('b');
+    bed.s()
+        .commit(key("ns/3/b"), key("e b"), labels)
+        .await
+        .unwrap();
+    assert!(
+        bed.pull("z", 'c', "ns/3/b").await.unwrap(),
+        "lazy above plain above lazy"
+    );
+    bed.s().cleanup().await.unwrap();
+    assert_eq!((bed.folders(), bed.layers.mounted()), (3, 2));
+}
+
+#[tokio::test]
+async fn labels_that_do_not_name_a_layer_lead_to_the_ordinary_way() {
+    let bed = Bed::new().await;
+    for (n, gone) in [
+        label::IMAGE_REF,
+        label::MANIFEST_DIGEST,
+        label::LAYER_DIGEST,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut labels = target_labels('a');
+        labels.remove(gone);
+        let prepared = bed
+            .s()
+            .prepare(key(&format!("k{n}")), None, labels)
+            .await
+            .unwrap();
+        assert!(matches!(prepared, Prepared::Mounts(_)), "without {gone}");
+    }
+    assert_eq!(bed.layers.calls("mount"), 0);
+}
+
+#[tokio::test]
+async fn a_missing_parent_is_no_matter_for_the_network() {
+    let bed = Bed::new().await;
+    let refused = bed.pull("x", 'a', "none").await;
+    assert!(matches!(refused, Err(Error::ParentNotFound(_))));
+    assert_eq!(bed.layers.calls("announce"), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_leaves_the_layer_and_a_retry_finds_it() {
+    let bed = Bed::new().await;
+    bed.layers.slow_down(Duration::from_millis(100));
+    let gone = tokio::time::timeout(Duration::from_millis(20), bed.pull("x", 'a', "")).await;
+    assert!(gone.is_err(), "the client did not wait");
+    assert!(bed.pull("x", 'a', "").await.unwrap());
+    assert_eq!((bed.layers.calls("mount"), bed.folders()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_parent_removed_meanwhile_leaves_nothing() {
+    let bed = Bed::new().await;
+    bed.layer("p", "").await;
+    bed.layers.slow_down(Duration::from_millis(50));
+    let remove = async {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        bed.s().remove(key("p")).await
+    };
+    let (pulled, removed) = tokio::join!(bed.pull("x", 'a', "p"), remove);
+    removed.unwrap();
+    assert!(matches!(pulled, Err(Error::ParentNotFound(_))));
+    bed.s().cleanup().await.unwrap();
+    assert_eq!((bed.folders(), bed.layers.mounted()), (0, 0));
+}
+
+#[tokio::test]
+async fn removal_unmounts_and_cleanup_tells_what_is_left() {
+    let bed = Bed::new().await;
+    assert!(bed.pull("x", 'a', "").await.unwrap());
+    assert!(bed.pull("y", 'b', "").await.unwrap());
+    let name = bed.find('a', "").remove(0);
+    bed.s().remove(key(&name)).await.unwrap();
+    assert!(bed.find('a', "").is_empty());
+    bed.s().cleanup().await.unwrap();
+    assert_eq!((bed.layers.mounted(), bed.folders()), (1, 1));
+    assert_eq!(bed.layers.swept().len(), 1);
+    assert!(bed.pull("x", 'a', "").await.unwrap(), "it can be had again");
+}
+
+#[tokio::test]
+async fn a_start_mounts_all_again_and_lives_with_what_cannot_be() {
+    let mut bed = Bed::new().await;
+    assert!(bed.pull("x", 'a', "").await.unwrap());
+    assert!(bed.pull("y", 'b', "").await.unwrap());
+    let (good, bad) = (bed.find('a', "").remove(0), bed.find('b', "").remove(0));
+    bed.prepare("on-bad", &bad).await.unwrap();
+    bed.layers.restorable('b', false);
+    bed.reopen().await;
+    bed.prepare("on-good", &good).await.unwrap();
+    let refused = bed.s().mounts(&key("on-bad")).await.unwrap_err();
+    assert!(
+        matches!(refused, Error::Degraded { .. }),
+        "never an empty folder: {refused}"
+    );
+    let degraded = bed.s().degraded();
+    assert_eq!(degraded.len(), 1);
+    assert!(degraded[0].why.is_some() && degraded[0].tries >= 1);
+    bed.layers.restorable('b', true);
+    bed.s().mounts(&key("on-bad")).await.unwrap();
+    assert!(bed.s().degraded().is_empty());
+    bed.layers.restorable('b', false);
+    bed.reopen().await;
+    bed.s().remove(key("on-bad")).await.unwrap();
+    bed.s().remove(key(&bad)).await.unwrap();
+    assert!(
+        bed.s().degraded().is_empty(),
+        "a degraded layer can be removed"
+    );
+}
+
+#[tokio::test]
+async fn a_name_that_is_taken_is_not_a_reason_to_fail() {
+    let bed = Bed::with(Faults::none()).await;
+    assert!(bed.pull("x", 'a', "").await.unwrap());
+    let name = bed.find('a', "").remove(0);
+    bed.s().remove(key(&name)).await.unwrap();
+    bed.prepare(&name, "").await.unwrap();
+    assert!(bed.pull("x", 'a', "").await.unwrap());
+    assert_ne!(bed.find('a', ""), [name]);
+}
+
+#[tokio::test]
+async fn a_prepare_on_a_degraded_layer_leaves_nothing() {
+    let mut bed = Bed::new().await;
+    assert!(bed.pull("x", 'a', "").await.unwrap());
+    let name = bed.find('a', "").remove(0);
+    bed.layers.restorable('a', false);
+    bed.reopen().await;
+    let refused = bed.prepare("k", &name).await;
+    assert!(matches!(refused, Err(Error::Degraded { .. })));
+    assert_eq!(bed.folders(), 1);
+    bed.layers.restorable('a', true);
+    bed.prepare("k", &name).await.unwrap();
+}
+
+#[tokio::test]
+async fn attempts_that_follow_closely_make_one_snapshot() {
+    let bed = Bed::new().await;
+    for round in 0..30 {
+        let pulls = (0..8_u64).map(|n| {
+            let bed = &bed;
+            async move {
+                tokio::time::sleep(Duration::from_micros(n * 300)).await;
+                bed.pull(&format!("{round}/{n}"), 'a', "").await.unwrap()
+            }
+        });
+        assert!(
+            futures::future::join_all(pulls)
+                .await
+                .into_iter()
+                .all(|lazy| lazy)
+        );
+        let found = bed.find('a', "");
+        assert_eq!(found.len(), 1);
+        bed.s().remove(key(&found[0])).await.unwrap();
+    }
+}
