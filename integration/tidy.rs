@@ -12,8 +12,8 @@ const RANKS: [&[&str]; 10] = [
     &["fs"],
     &["layer"],
     &["snapshotter"],
-    &["convert", "service"],
-    &["config", "telemetry"],
+    &["convert", "service", "telemetry"],
+    &["config"],
     &["daemon"],
     &["cli"],
 ];

@@ -110,6 +110,7 @@ class Binary:
             command.insert(0, os.path.join(BED, "pen.sh"))
         limit = LONG_LIMIT if options.long else UNIT_LIMIT if self.unit else NODE_LIMIT
         folder = tempfile.mkdtemp(prefix="crfs-")
+        os.chmod(folder, 0o755)  # some tests read as another user
         try:
             env = {**os.environ, **options.env, "TMPDIR": folder, "CRFS_BED_ID": bed}
             status, seconds, output = run(command, limit, env, folder)

@@ -20,6 +20,7 @@ pub(super) struct FakeLayers {
     refused: Mutex<BTreeMap<Digest, NotLazy>>,
     unrestorable: Mutex<BTreeSet<Digest>>,
     delay: Mutex<Duration>,
+    announce_delay: Mutex<Duration>,
     calls: Mutex<Vec<&'static str>>,
     swept: Mutex<Vec<LayerRecord>>,
 }
@@ -46,6 +47,11 @@ impl FakeLayers {
     /// From now on mounting takes this long.
     pub(super) fn slow_down(&self, delay: Duration) {
         *self.delay.lock() = delay;
+    }
+
+    /// From now on announcing takes this long, without giving the thread free.
+    pub(super) fn announce_slowly(&self, delay: Duration) {
+        *self.announce_delay.lock() = delay;
     }
 
     /// The node was restarted.
@@ -85,6 +91,8 @@ impl FakeLayers {
 impl Layers for FakeLayers {
     fn announce(&self, _: &LayerLabels) {
         self.calls.lock().push("announce");
+        let delay = *self.announce_delay.lock();
+        std::thread::sleep(delay);
     }
 
     fn mount<'a>(
