@@ -12,6 +12,7 @@ shared link of limited speed. A test talks to it on the same port:
     POST /_relay/reset               set every count to zero
     POST /_relay/link?rtt_ms=10&mbit=1000      0 takes a limit away
     POST /_relay/fail?status=503&count=4       the next 4 requests are answered so; status=0 hangs up
+    POST /_relay/fail?status=503&count=4&ranges=1     the same, but only requests for a range
     POST /_relay/down?on=1           every connection is closed unanswered, until on=0
 
 One line of JSON per finished request goes to the log.
@@ -102,17 +103,18 @@ class Faults:
         self.down = False
         self.status = 0
         self.left = 0
+        self.ranges = False
 
-    def fail(self, status, count):
+    def fail(self, status, count, ranges):
         with self.lock:
-            self.status, self.left = status, count
+            self.status, self.left, self.ranges = status, count, ranges
 
-    def next(self):
+    def next(self, is_range):
         """The status to answer this request with: None is none of ours, 0 is to hang up."""
         with self.lock:
             if self.down:
                 return 0
-            if self.left == 0:
+            if self.left == 0 or (self.ranges and not is_range):
                 return None
             self.left -= 1
             return self.status
@@ -144,7 +146,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.counts.request()
         self.server.link.round_trip()
         self.sent = 0
-        status = self.server.faults.next()
+        status = self.server.faults.next("Range" in self.headers)
         try:
             if status is None:
                 status = self.pass_on()
@@ -241,7 +243,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif verb == "link":
             self.server.link.set(asked.get("rtt_ms", 0), asked.get("mbit", 0))
         elif verb == "fail":
-            self.server.faults.fail(int(asked.get("status", 503)), int(asked.get("count", 1)))
+            count, ranges = int(asked.get("count", 1)), bool(asked.get("ranges", 0))
+            self.server.faults.fail(int(asked.get("status", 503)), count, ranges)
         elif verb == "down":
             self.server.faults.down = bool(asked.get("on", 1))
         elif verb != "counts":

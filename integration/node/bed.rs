@@ -86,6 +86,14 @@ impl Bed {
         self.read_until("OK");
     }
 
+    /// Waits until containerd reaches crfs again: its client pauses after a failure to connect.
+    pub fn wait_for_crfs(&self) {
+        let list = ["snapshots", "--snapshotter", "crfs", "ls"];
+        wait_for("containerd to reach crfs", 20, || {
+            self.try_ctr(&list).status.success()
+        });
+    }
+
     /// Runs `ctr` and insists that it succeeds; gives what it printed.
     pub fn ctr(&self, arguments: &[&str]) -> String {
         checked(

@@ -115,6 +115,7 @@ fn a_restart_keeps_mounts_numbers_and_content() {
 
     bed.tell("crfs stop");
     bed.tell("crfs start");
+    bed.wait_for_crfs();
     bed::wait_for("the layers to be mounted again", 10, || {
         lazy_roots(&bed.crfs_root()).len() == 4
     });
@@ -133,6 +134,7 @@ fn a_restart_needs_no_registry() {
     bed.tell("crfs kill");
     bed.relay("POST", "down?on=1");
     bed.tell("crfs start");
+    bed.wait_for_crfs();
     let said = bed.run(&image, "after", &["python3", "/app/main.py"]);
     assert!(said.contains("numpy"), "{said}");
 }

@@ -5,12 +5,18 @@
 
 mod bed;
 mod cache;
+mod cli;
+mod cli_mount;
 mod fs_layer;
 mod fs_mount;
 mod fs_overlay;
 mod fs_scale;
+mod health;
 mod lazy_run;
+mod mixed;
 mod registry_docker;
+mod round_trips;
+mod serve;
 mod snapshots_client;
 mod snapshots_daemon;
 mod snapshots_damage;

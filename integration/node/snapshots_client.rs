@@ -122,7 +122,8 @@ impl Drop for Daemon {
 pub struct Client(SnapshotsClient<Channel>);
 
 impl Client {
-    async fn new(socket: &Path) -> Result<Self, tonic::transport::Error> {
+    /// Connects to the daemon at `socket`.
+    pub async fn new(socket: &Path) -> Result<Self, tonic::transport::Error> {
         let socket = Socket(socket.to_owned());
         let channel = Endpoint::from_static("http://crfs")
             .connect_with_connector(socket)

@@ -5,6 +5,7 @@
 //! its environment what to be. What a layer does is decided by the image's name: `lazy` mounts,
 //! `slow` takes a while, `plain` cannot be lazy.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use crfs::snapshotter::{Parts, Snapshotter};
 use crfs::store::{Faults, Root};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -54,7 +56,7 @@ async fn serve(root: PathBuf, socket: PathBuf) {
     };
     let parts = Parts {
         root,
-        layers: Arc::new(Tmpfs),
+        layers: Arc::new(Tmpfs::default()),
         overlay: Features::detect(),
         faults: Faults::from_env().unwrap(),
     };
@@ -71,14 +73,21 @@ async fn serve(root: PathBuf, socket: PathBuf) {
 }
 
 /// Layers that are tmpfs mounts with one file in them.
-struct Tmpfs;
+#[derive(Default)]
+struct Tmpfs {
+    /// Where this process has mounted one.
+    mounted: Mutex<HashSet<PathBuf>>,
+}
 
 impl Tmpfs {
-    fn mount_at(target: &Path) -> Result<(), NotLazy> {
+    fn mount_at(&self, target: &Path) -> Result<(), NotLazy> {
         let local = |error: rustix::io::Errno| NotLazy::Local(error.to_string());
         let flags = MountFlags::NODEV;
         mount("crfs-test", target, "tmpfs", flags, c"size=64k,mode=755").map_err(local)?;
-        std::fs::write(target.join("file"), "content").map_err(|e| NotLazy::Local(e.to_string()))
+        std::fs::write(target.join("file"), "content")
+            .map_err(|e| NotLazy::Local(e.to_string()))?;
+        self.mounted.lock().insert(target.to_owned());
+        Ok(())
     }
 
     fn unmount_at(target: &Path) -> io::Result<()> {
@@ -107,7 +116,7 @@ impl Layers for Tmpfs {
                 "library/slow" | "slow" => tokio::time::sleep(SLOW).await,
                 _ => {}
             }
-            Self::mount_at(target)?;
+            self.mount_at(target)?;
             Ok(LayerRecord {
                 image: labels.image.to_string(),
                 manifest: labels.manifest,
@@ -129,13 +138,21 @@ impl Layers for Tmpfs {
                 return Err(NotLazy::Registry("it is down".to_owned()));
             }
             Self::unmount_at(target).map_err(|error| NotLazy::Local(error.to_string()))?;
-            Self::mount_at(target)
+            self.mount_at(target)
         }
         .boxed()
     }
 
+    fn is_serving(&self, target: &Path) -> bool {
+        self.mounted.lock().contains(target)
+    }
+
     fn unmount<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, io::Result<()>> {
-        async move { Self::unmount_at(target) }.boxed()
+        async move {
+            self.mounted.lock().remove(target);
+            Self::unmount_at(target)
+        }
+        .boxed()
     }
 
     fn usage(&self, _: &Path) -> Option<LayerUsage> {

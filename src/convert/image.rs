@@ -245,10 +245,11 @@ fn merge(
     own: &std::collections::BTreeMap<String, String>,
     layer: &Layer,
 ) -> std::collections::BTreeMap<String, String> {
-    use crate::oci::annotation::{TOC_DIGEST, UNCOMPRESSED_SIZE};
+    use crate::oci::annotation::{TOC_DIGEST, TOC_OFFSET, UNCOMPRESSED_SIZE};
     let mut merged = own.clone();
     let said = layer.descriptor.annotations.iter();
-    let said = said.filter(|(key, _)| [TOC_DIGEST, UNCOMPRESSED_SIZE].contains(&key.as_str()));
+    let said =
+        said.filter(|(key, _)| [TOC_DIGEST, TOC_OFFSET, UNCOMPRESSED_SIZE].contains(&key.as_str()));
     merged.extend(said.map(|(key, value)| (key.clone(), value.clone())));
     merged
 }

@@ -212,6 +212,10 @@ fn rewritten(at: &Descriptor, written: &write::Written) -> Layer {
             written.toc_digest.to_string(),
         ),
         (
+            annotation::TOC_OFFSET.to_owned(),
+            written.toc_offset.to_string(),
+        ),
+        (
             annotation::UNCOMPRESSED_SIZE.to_owned(),
             written.tar_size.to_string(),
         ),

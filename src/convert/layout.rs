@@ -211,7 +211,16 @@ fn blob_path(dir: &Path, digest: Digest) -> PathBuf {
 
 fn read_index(dir: &Path) -> Result<Index, Error> {
     let path = dir.join(INDEX);
-    let size = path.metadata().map_err(Error::file(&path))?.len();
+    let size = match path.metadata() {
+        Ok(found) => found.len(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::Layout {
+                path: dir.to_owned(),
+                why: format!("no OCI layout is there: it has no {INDEX}"),
+            });
+        }
+        Err(error) => return Err(Error::file(&path)(error)),
+    };
     let broken = |why: String| Error::Layout {
         path: dir.to_owned(),
         why,

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::Config;
-use crate::daemon::{Signals, client, layers, runtime};
+use crate::daemon::{LEFT_OVERS, Signals, client, layers, runtime};
 use crate::layer::{Layers as _, LiveLayers, NotLazy};
 use crate::oci::{Index, LayerLabels, Manifest, ManifestError, Reference};
 use crate::overlay::{Mounter as _, System};
@@ -73,6 +73,20 @@ pub enum Error {
     /// It is not for this machine.
     #[error("image {0} has no manifest for this machine's platform")]
     Platform(Reference),
+    /// There is nothing to mount.
+    #[error("image {0} has no layers")]
+    NoLayers(Reference),
+    /// There is nowhere to mount it.
+    #[error("{} cannot be mounted on: {why}", path.display())]
+    Target {
+        /// The path.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        why: String,
+    },
+    /// It was told to end before the image was mounted.
+    #[error("ended by {0} before image {1} was mounted")]
+    Ended(&'static str, Reference),
     /// There is no such layer.
     #[error("image {image} has {count} layers, numbered from 0; there is no layer {asked}")]
     NoSuchLayer {
@@ -93,6 +107,14 @@ pub enum Error {
         /// Why.
         source: NotLazy,
     },
+    /// A mount is still there.
+    #[error("{} is still mounted: {source}; unmount it by umount -l", path.display())]
+    Left {
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// A folder or mount call failed.
     #[error("{what} {}: {source}", path.display())]
     Io {
@@ -110,24 +132,34 @@ pub enum Error {
 /// # Errors
 /// [`Error`]; nothing stays mounted then.
 pub fn run(config: Config, request: Request, mounted: impl Fn(&Summary)) -> Result<(), Error> {
+    check_target(&request.target)?;
     let folder = Folder::make(request.keep.as_deref())?;
     let runtime = runtime()?;
-    runtime.block_on(async {
-        let mut end = Signals::new().map_err(crate::daemon::Error::Setup)?;
-        let layers = layers(&config, folder.path())?;
-        let mut look = Look { layers, mounted: Vec::new(), stacked: false, request };
-        let manifest = manifest(&client(&config), &look.request.image).await?;
-        let outcome = tokio::select! {
-            outcome = look.mount(&manifest, folder.path()) => outcome,
-            _ = end.next() => Err(io("mount", &look.request.target)(io::Error::from(io::ErrorKind::Interrupted))),
-        };
-        if let Ok(summary) = &outcome {
-            mounted(summary);
-            end.next().await;
+    let mut look = runtime.block_on(async { Look::new(&config, folder.path(), request) })?;
+    let outcome = runtime.block_on(async {
+        let outcome = look.run(&config, folder.path(), mounted).await;
+        outcome.and(look.unmount().await)
+    });
+    // A mount call that was under way when the signal came has ended after this.
+    runtime.shutdown_timeout(LEFT_OVERS);
+    let outcome = outcome.and(look.unmount_late());
+    if matches!(outcome, Err(Error::Left { .. })) {
+        folder.leave();
+    }
+    outcome
+}
+
+fn check_target(path: &Path) -> Result<(), Error> {
+    let why = match std::fs::metadata(path) {
+        Ok(found) if found.is_dir() => return Ok(()),
+        Ok(_) => "it is not a folder".to_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            "there is no such folder; make it first".to_owned()
         }
-        look.unmount().await?;
-        outcome.map(|_| ())
-    })
+        Err(error) => error.to_string(),
+    };
+    let path = path.to_owned();
+    Err(Error::Target { path, why })
 }
 
 /// The manifest for this machine, and its own digest.
@@ -163,13 +195,50 @@ async fn manifest(
 /// An image being looked at.
 struct Look {
     layers: Arc<LiveLayers>,
-    /// Folders that layers are mounted at, lowest first.
+    /// Folders that layers are or were to be mounted at, lowest first.
     mounted: Vec<PathBuf>,
     stacked: bool,
     request: Request,
 }
 
 impl Look {
+    fn new(config: &Config, folder: &Path, request: Request) -> Result<Self, Error> {
+        Ok(Self {
+            layers: layers(config, folder)?,
+            mounted: Vec::new(),
+            stacked: false,
+            request,
+        })
+    }
+
+    /// Mounts and waits for the signal to end, which may come at any time.
+    async fn run(
+        &mut self,
+        config: &Config,
+        folder: &Path,
+        mounted: impl Fn(&Summary),
+    ) -> Result<(), Error> {
+        let mut end = Signals::new().map_err(crate::daemon::Error::Setup)?;
+        let client = client(config);
+        let image = self.request.image.clone();
+        let summary = tokio::select! {
+            outcome = self.find_and_mount(&client, folder) => outcome?,
+            signal = end.next() => return Err(Error::Ended(signal, image)),
+        };
+        mounted(&summary);
+        end.next().await;
+        Ok(())
+    }
+
+    async fn find_and_mount(
+        &mut self,
+        client: &registry::Client,
+        folder: &Path,
+    ) -> Result<Summary, Error> {
+        let manifest = manifest(client, &self.request.image).await?;
+        self.mount(&manifest, folder).await
+    }
+
     async fn mount(
         &mut self,
         (digest, manifest): &(crate::oci::Digest, Manifest),
@@ -189,6 +258,9 @@ impl Look {
                 })?]
             }
         };
+        if asked.is_empty() {
+            return Err(Error::NoLayers(self.request.image.clone()));
+        }
         let stacked = asked.len() > 1;
         for (number, layer) in &asked {
             let labels = LayerLabels {
@@ -200,7 +272,7 @@ impl Look {
                 true => make_folder(&folder.join("mounts").join(number.to_string()))?,
                 false => self.request.target.clone(),
             };
-            self.layers.announce(&labels);
+            self.mounted.push(target.clone());
             let record = self.layers.mount(&labels, &target).await;
             let (number, layer) = (*number, layer.digest);
             record.map_err(|source| Error::NotLazy {
@@ -208,7 +280,6 @@ impl Look {
                 layer,
                 source,
             })?;
-            self.mounted.push(target);
         }
         if stacked {
             self.stack().await?;
@@ -235,18 +306,34 @@ impl Look {
         Ok(())
     }
 
+    /// Takes everything down, the top first, and goes on where something cannot be.
     async fn unmount(&mut self) -> Result<(), Error> {
+        let mut outcome = Ok(());
         if self.stacked {
-            let target = &self.request.target;
-            System
-                .unmount(target, true)
-                .map_err(io("unmount", target))?;
+            let path = self.request.target.clone();
+            let unmounted = System.unmount(&path, true);
+            outcome = unmounted.map_err(|source| Error::Left { path, source });
         }
-        for target in self.mounted.drain(..).rev() {
-            self.layers
-                .unmount(&target)
-                .await
-                .map_err(io("unmount", &target))?;
+        for path in self.mounted.iter().rev() {
+            let unmounted = self.layers.unmount(path).await;
+            let path = path.clone();
+            outcome = outcome.and(unmounted.map_err(|source| Error::Left { path, source }));
+        }
+        outcome
+    }
+
+    /// Takes down what was mounted after all, when nothing else runs any more.
+    fn unmount_late(&self) -> Result<(), Error> {
+        for path in &self.mounted {
+            let left = |source| Error::Left {
+                path: path.clone(),
+                source,
+            };
+            for mount in System.mounts_below(path).map_err(left)? {
+                if mount.target == *path && mount.fs_type == "fuse.crfs" {
+                    System.unmount(path, true).map_err(left)?;
+                }
+            }
         }
         Ok(())
     }
@@ -267,6 +354,14 @@ impl Folder {
                 made.map(Self::Temporary)
                     .map_err(io("make a folder in", &std::env::temp_dir()))
             }
+        }
+    }
+
+    /// Deletes nothing at the end: something is still mounted in it.
+    fn leave(self) {
+        if let Self::Temporary(folder) = self {
+            let path = folder.keep();
+            tracing::warn!(path = %path.display(), "folder left behind");
         }
     }
 

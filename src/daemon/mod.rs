@@ -29,6 +29,10 @@ use crate::{blob, store};
 /// How long a stopping daemon waits for answers that are being sent.
 const GOODBYE: Duration = Duration::from_secs(10);
 
+/// How long the end waits for work that nobody waits for any more, such as unpacking what was read
+/// ahead.
+const LEFT_OVERS: Duration = Duration::from_millis(500);
+
 /// Why the daemon could not start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -60,7 +64,10 @@ pub enum Error {
 /// # Errors
 /// Something that is needed to start is missing, broken, or in another daemon's hands.
 pub fn run(config: Config) -> Result<(), Error> {
-    runtime()?.block_on(serve(config))
+    let runtime = runtime()?;
+    let done = runtime.block_on(serve(config));
+    runtime.shutdown_timeout(LEFT_OVERS);
+    done
 }
 
 async fn serve(config: Config) -> Result<(), Error> {

@@ -13,9 +13,10 @@
 //! # Crash behaviour
 //! Nothing here is state: mounts are made again from the snapshots' records.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use futures::FutureExt as _;
@@ -27,10 +28,14 @@ use crate::blob::{Blob, ReadAt as _};
 use crate::fs::{self, Index, LayerFs, ServeOptions, Served};
 use crate::layer::images::Images;
 use crate::layer::resolve::Resolver;
+use crate::layer::sweep::{Kept, Stays, Sweeper};
 use crate::layer::{LayerRecord, LayerUsage, Layers, NotLazy};
 use crate::oci::{Descriptor, Digest, LayerLabels, MediaType, Reference, annotation};
 use crate::overlay::Mounter;
 use crate::registry;
+
+/// What the source of a layer's mount begins with; its digest follows.
+const SOURCE: &str = "crfs:";
 
 /// What live layers are made of.
 pub struct Parts {
@@ -66,6 +71,9 @@ pub struct LiveLayers {
     /// Held for reading from the opening of an index until its mount is in the map, for writing
     /// while indexes are swept: an index in use is never taken for one that is not.
     sweeping: tokio::sync::RwLock<()>,
+    sweeper: Arc<Sweeper>,
+    /// Mounts taken down so far.
+    unmounts: AtomicU64,
 }
 
 enum Attached {
@@ -90,6 +98,8 @@ impl LiveLayers {
             mounts: Mutex::default(),
             blobs: Mutex::default(),
             sweeping: tokio::sync::RwLock::default(),
+            sweeper: Arc::default(),
+            unmounts: AtomicU64::new(0),
         }))
     }
 
@@ -157,7 +167,7 @@ impl LiveLayers {
     ) -> Result<Served, NotLazy> {
         let tree = Arc::new(LayerFs::new(Arc::clone(index), Arc::clone(blob) as _));
         let (mounter, options) = (Arc::clone(&self.parts.mounter), self.parts.serve.clone());
-        let (target, source) = (target.to_owned(), format!("crfs:{}", record.layer));
+        let (target, source) = (target.to_owned(), format!("{SOURCE}{}", record.layer));
         // The kernel's first message is waited for, so this is not for an asynchronous thread.
         let work = move || {
             let mount = mounter.mount_fuse(&target, &source).map_err(local)?;
@@ -169,6 +179,19 @@ impl LiveLayers {
             })
         };
         tokio::task::spawn_blocking(work).await.map_err(local)?
+    }
+
+    /// All layers that are mounted or may be mounted again.
+    fn kept(&self, live: &[LayerRecord]) -> Kept {
+        let live = live.iter().map(|record| (record, None));
+        let mounts = self.mounts.lock();
+        let mounted = mounts
+            .values()
+            .map(|mount| (&mount.record, Some(Arc::clone(&mount.index))));
+        // Of two for one path the later stays: the one that is open.
+        live.chain(mounted)
+            .map(|(record, index)| (self.index_of(record), Stays::new(record.clone(), index)))
+            .collect()
     }
 
     fn index_of(&self, record: &LayerRecord) -> PathBuf {
@@ -224,8 +247,21 @@ impl Layers for LiveLayers {
         .boxed()
     }
 
+    fn is_serving(&self, target: &Path) -> bool {
+        let device = {
+            let mounts = self.mounts.lock();
+            let mount = mounts.get(target);
+            mount
+                .filter(|mount| !mount.served.is_over())
+                .map(|mount| mount.served.device())
+        };
+        let found = device.and_then(|_| self.parts.mounter.device_at(target).ok());
+        device.is_some() && found == device
+    }
+
     fn unmount<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, io::Result<()>> {
         let removed = self.mounts.lock().remove(target);
+        self.unmounts.fetch_add(1, Ordering::Relaxed);
         let (mounter, target) = (Arc::clone(&self.parts.mounter), target.to_owned());
         async move {
             let unmounted = tokio::task::spawn_blocking(move || unmount_all(&*mounter, &target));
@@ -249,30 +285,34 @@ impl Layers for LiveLayers {
 
     fn sweep<'a>(&'a self, live: &'a [LayerRecord]) -> BoxFuture<'a, io::Result<()>> {
         async move {
-            let _sweep = self.sweeping.write().await;
-            let mut kept: HashSet<PathBuf> =
-                live.iter().map(|record| self.index_of(record)).collect();
-            kept.extend(
-                self.mounts
-                    .lock()
-                    .values()
-                    .map(|mount| self.index_of(&mount.record)),
+            let sweep = self.sweeping.write().await;
+            let (kept, resolver) = (self.kept(live), Arc::clone(&self.resolver));
+            let indexes = move || Sweeper::indexes(&resolver, &kept).map(|()| kept);
+            let kept = tokio::task::spawn_blocking(indexes).await;
+            let kept = kept.map_err(io::Error::other)??;
+            drop(sweep);
+            let unmounts = self.unmounts.load(Ordering::Relaxed);
+            let (sweeper, cache) = (
+                Arc::clone(&self.sweeper),
+                Arc::clone(self.parts.fetcher.cache()),
             );
-            let resolver = Arc::clone(&self.resolver);
-            let swept = tokio::task::spawn_blocking(move || resolver.sweep(&kept)).await;
-            swept.map_err(io::Error::other)?
+            let content = move || sweeper.content(&cache, &kept, unmounts);
+            let swept = tokio::task::spawn_blocking(content).await;
+            swept.map_err(io::Error::other)
         }
         .boxed()
     }
 }
 
-/// Whatever is stacked at `target`, also dead mounts of earlier processes.
+/// Whatever of ours is stacked at `target`, also dead mounts of earlier processes; nothing that
+/// somebody else has mounted there.
 fn unmount_all(mounter: &dyn Mounter, target: &Path) -> io::Result<()> {
-    let here = mounter
-        .mounts_below(target)?
-        .into_iter()
-        .filter(|mount| mount.target == target);
-    for _ in here {
+    let mounts = mounter.mounts_below(target)?;
+    let here = mounts.iter().filter(|mount| mount.target == target);
+    let ours = here
+        .rev()
+        .take_while(|mount| mount.source.starts_with(SOURCE));
+    for _ in ours {
         mounter.unmount(target, true)?;
     }
     Ok(())

@@ -7,6 +7,7 @@ mod flight;
 mod images;
 mod live;
 mod resolve;
+mod sweep;
 
 use std::path::Path;
 
@@ -126,6 +127,11 @@ pub trait Layers: Send + Sync {
         record: &'a LayerRecord,
         target: &'a Path,
     ) -> BoxFuture<'a, Result<(), NotLazy>>;
+
+    /// Whether the layer mounted at `target` still answers: false if nothing was mounted there by
+    /// this process, if somebody else has unmounted it or mounted something over it, or if its
+    /// connection was aborted. Asks the file system nothing and does not wait.
+    fn is_serving(&self, target: &Path) -> bool;
 
     /// Takes the mount at `target` down, also a dead one; no mount there is not an error. Files
     /// that are open in it stay readable until they are closed.

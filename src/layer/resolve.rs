@@ -8,7 +8,6 @@
 //! A crash leaves either no index of that name or a complete one; what else lies in the folder is
 //! temporary and swept at start.
 
-use std::collections::HashSet;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -29,6 +28,9 @@ use crate::stargz::{Footer, Limits, Toc, inflate_toc};
 const MIN_TAIL: u64 = 64 << 10;
 /// The most that is read of a blob's end before its footer is known, in bytes.
 const MAX_TAIL: u64 = 1 << 20;
+/// The least and the most that is read of a blob's end on the word of the manifest, in bytes.
+const MIN_HINTED: u64 = 4 << 10;
+const MAX_HINTED: u64 = 16 << 20;
 /// The longest TOC that is read, compressed, in bytes: it is held in memory until it is verified.
 const MAX_TOC: u64 = 64 << 20;
 /// A TOC is rarely more than this part of its blob (layers of tiny files apart); reading so much
@@ -89,12 +91,12 @@ impl Resolver {
         })
     }
 
-    /// Removes every complete index but those `kept`. One that is being made has a temporary name
+    /// Removes every complete index but those to be kept. One that is being made has a temporary name
     /// and is left alone; one that was made and not mounted yet is made again when it is.
-    pub(super) fn sweep(&self, kept: &HashSet<PathBuf>) -> io::Result<()> {
+    pub(super) fn sweep(&self, keep: &dyn Fn(&Path) -> bool) -> io::Result<()> {
         for entry in std::fs::read_dir(&self.indexes)? {
             let path = entry?.path();
-            if is_index(&path) && !kept.contains(&path) {
+            if is_index(&path) && !keep(&path) {
                 std::fs::remove_file(&path)?;
             }
         }
@@ -131,7 +133,7 @@ impl Resolver {
     ) -> Result<Digest, NotLazy> {
         let source = self.client.blob(image, layer.digest, layer.size);
         let source = source.map_err(|error| NotLazy::Registry(error.to_string()))?;
-        let (data_end, member) = read_toc_member(source.as_ref()).await?;
+        let (data_end, member) = read_toc_member(source.as_ref(), hint(layer)).await?;
         let work = Build {
             member,
             promise,
@@ -188,11 +190,27 @@ impl Build {
     }
 }
 
+/// Where the TOC begins, by the word of whoever wrote the manifest. It saves a request where the TOC
+/// is longer than the usual guess; the footer decides.
+fn hint(layer: &Descriptor) -> Option<u64> {
+    let offset: u64 = layer
+        .annotations
+        .get(annotation::TOC_OFFSET)?
+        .parse()
+        .ok()?;
+    let tail = layer.size.checked_sub(offset)?;
+    (tail <= MAX_HINTED).then_some(tail)
+}
+
 /// Reads the end of the blob, finds the footer there and the TOC before it: one request, or two
-/// where the TOC is longer than was guessed.
-async fn read_toc_member(source: &dyn RangeSource) -> Result<(u64, Bytes), NotLazy> {
+/// where the TOC is longer than was `hinted` or guessed.
+async fn read_toc_member(
+    source: &dyn RangeSource,
+    hinted: Option<u64>,
+) -> Result<(u64, Bytes), NotLazy> {
     let size = source.size();
-    let guess = (size / TAIL_SHARE).clamp(MIN_TAIL, MAX_TAIL).min(size);
+    let usual = (size / TAIL_SHARE).clamp(MIN_TAIL, MAX_TAIL);
+    let guess = hinted.unwrap_or(usual).max(MIN_HINTED).min(size);
     if size == 0 {
         return Err(NotLazy::PlainGzip);
     }

@@ -26,6 +26,9 @@ pub mod label {
 pub mod annotation {
     /// Digest of the TOC's JSON, uncompressed (stargz-snapshotter `docs/estargz.md`).
     pub const TOC_DIGEST: &str = super::label::TOC_DIGEST;
+    /// Where the TOC begins in the blob, in bytes, as decimal text: a hint that saves a request. crfs
+    /// writes it; readers that do not know it miss nothing.
+    pub const TOC_OFFSET: &str = "containerd.io/snapshot/crfs/toc.offset";
     /// Size of the layer's tar, uncompressed, in bytes, as decimal text.
     pub const UNCOMPRESSED_SIZE: &str = "io.containers.estargz.uncompressed-size";
 }

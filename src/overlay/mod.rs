@@ -53,6 +53,13 @@ pub trait Mounter: Send + Sync {
     /// What umount2(2) said; `EINVAL` when nothing is mounted there.
     fn unmount(&self, target: &Path, lazy: bool) -> io::Result<()>;
 
+    /// The device number of the file system at `target`: that of what is mounted there now. Asks
+    /// no file system, so a dead one does not hang it.
+    ///
+    /// # Errors
+    /// What statx(2) said.
+    fn device_at(&self, target: &Path) -> io::Result<DeviceId>;
+
     /// All mounts of this mount namespace at or below `root`, in the order they were made. Asks
     /// no file system, so a dead one does not hang it.
     ///

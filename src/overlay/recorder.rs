@@ -110,6 +110,14 @@ impl Mounter for Recorder {
         Ok(())
     }
 
+    fn device_at(&self, target: &Path) -> io::Result<DeviceId> {
+        let state = self.state.lock();
+        let mount = state.mounts.iter().rfind(|mount| mount.target == target);
+        mount
+            .map(|mount| mount.device)
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
     fn mounts_below(&self, root: &Path) -> io::Result<Vec<MountEntry>> {
         let state = self.state.lock();
         let below = state.mounts.iter().filter(|m| m.target.starts_with(root));

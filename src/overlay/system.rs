@@ -76,6 +76,10 @@ impl Mounter for System {
         Ok(unmount(target, flags)?)
     }
 
+    fn device_at(&self, target: &Path) -> io::Result<DeviceId> {
+        device_of(target)
+    }
+
     fn mounts_below(&self, root: &Path) -> io::Result<Vec<MountEntry>> {
         let mut text = Vec::new();
         io::Read::read_to_end(&mut File::open("/proc/self/mountinfo")?, &mut text)?;
@@ -85,8 +89,8 @@ impl Mounter for System {
     }
 }
 
-/// The device number of a mount that is not served yet: asking it for attributes would wait for
-/// ever, what the kernel knows by itself does not.
+/// The device number of what is at `target`, which may be a mount that nobody serves (yet): asking it
+/// for attributes would wait for ever, what the kernel knows by itself does not.
 fn device_of(target: &Path) -> io::Result<DeviceId> {
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
     let stat = statx(CWD, target, flags, StatxFlags::empty())?;

@@ -68,6 +68,11 @@ impl Health {
         self.restores.has(&id)
     }
 
+    /// What was mounted is not any more.
+    fn lose(&self, id: u64) {
+        self.waiting.lock().entry(id).or_default();
+    }
+
     fn is_mounted(&self, id: u64) -> bool {
         !self.waiting.lock().contains_key(&id)
     }
@@ -102,13 +107,25 @@ async fn keep_trying(weak: Weak<Inner>) {
 }
 
 impl Inner {
-    /// Returns when the layer of a snapshot is mounted; at once if it is not lazy.
+    /// Returns when the layer of a snapshot is mounted; at once if it is not lazy. An administrator may
+    /// have unmounted it or aborted its connection: that is noticed here, and mended.
     pub(super) async fn ensure_mounted(self: &Arc<Self>, record: &Record) -> Result<(), Error> {
         let Some(lazy) = &record.lazy else {
             return Ok(());
         };
         if self.health.is_mounted(record.id) {
-            return Ok(());
+            let fs = self.snapshots.folder(record.id).fs();
+            if self.layers.is_serving(&fs) {
+                return Ok(());
+            }
+            tracing::error!(
+                layer = %lazy.layer,
+                id = record.id,
+                target = %fs.display(),
+                "a layer's mount was taken away or aborted from outside, mounting it again: new \
+                 containers work, those that still use an aborted one have to be restarted"
+            );
+            self.health.lose(record.id);
         }
         let why = match tokio::time::timeout(PATIENCE, self.restore(record.id)).await {
             Ok(Ok(())) => return Ok(()),
@@ -156,6 +173,11 @@ impl Inner {
             return Ok(());
         };
         let fs = self.snapshots.folder(id).fs();
+        if self.layers.is_serving(&fs) {
+            // Another try has ended between the caller's look and this one's begin.
+            self.health.forget(id);
+            return Ok(());
+        }
         let result = self.layers.restore(lazy, &fs).await;
         if !self.table.read().contains_id(id) {
             // Removed meanwhile: the sweep has left the folder alone so far.

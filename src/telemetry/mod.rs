@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +63,9 @@ pub fn init(config: &Config) -> Result<(), Error> {
         level: config.level.clone(),
         why,
     };
+    if let Some(word) = unknown_level(&config.level) {
+        return Err(why(format!("{word:?} is no level")));
+    }
     let filter = EnvFilter::builder()
         .parse(&config.level)
         .map_err(|e| why(e.to_string()))?;
@@ -73,4 +77,34 @@ pub fn init(config: &Config) -> Result<(), Error> {
         Format::Json => lines.json().flatten_event(true).try_init(),
     };
     set.map_err(|_| Error::Twice)
+}
+
+/// A bare word of a filter that is no level. The filter's own parser takes it for the name of a module,
+/// so a mistyped level would silence everything.
+fn unknown_level(filter: &str) -> Option<&str> {
+    let mut words = filter.split(',').map(str::trim);
+    words.find(|word| {
+        let is_module = word.contains(['=', ':', '[']) || *word == env!("CARGO_PKG_NAME");
+        !is_module && word.parse::<LevelFilter>().is_err()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistyped_level_is_not_taken_for_a_module() {
+        for (filter, unknown) in [
+            ("info", None),
+            ("WARN,crfs::registry=debug", None),
+            ("crfs", None),
+            ("off", None),
+            ("verbose", Some("verbose")),
+            ("crfs::fs=debug, inof", Some("inof")),
+            ("", Some("")),
+        ] {
+            assert_eq!(unknown_level(filter), unknown, "{filter}");
+        }
+    }
 }

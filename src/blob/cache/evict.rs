@@ -82,15 +82,10 @@ pub(super) fn remove(cache: &Cache, id: u32) {
         return;
     };
     cache.index.remove_pack(id);
-    let len = pack.charged.load(Ordering::Relaxed);
+    let len = cache.uncharge(&pack);
     if let Err(error) = cache.folder.remove(id) {
         tracing::warn!(pack = id, %error, "cannot remove an evicted cache file");
     }
-    let held = &cache.counters.held;
-    held.store(
-        held.load(Ordering::Relaxed).saturating_sub(len),
-        Ordering::Relaxed,
-    );
     cache.counters.evicted.fetch_add(len, Ordering::Relaxed);
 }
 

@@ -95,6 +95,11 @@ impl Index {
         there
     }
 
+    /// Forgets a content, wherever it lies; whether it was there.
+    pub(super) fn forget(&self, short: u128) -> bool {
+        self.shard(short).write().remove(&short).is_some()
+    }
+
     /// Forgets all that lies in `pack`.
     pub(super) fn remove_pack(&self, pack: u32) {
         for shard in &self.shards {

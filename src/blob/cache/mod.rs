@@ -4,7 +4,8 @@
 //! draws every byte. Small contents share a pack, so none costs a file of its own.
 //!
 //! Promises: what a read returns has the promised digest or none was promised; the files together
-//! stay within `max_size`, apart from packs that were evicted while a read had them open; the
+//! stay within `max_size`, apart from packs that were evicted while a read had them open and one
+//! that a sweep writes anew; the
 //! least recently used content goes first; whatever a disk does (full, failing, garbled) becomes
 //! a miss, and writing is tried again by itself.
 //!
@@ -19,6 +20,7 @@ mod folder;
 mod index;
 mod pack;
 mod record;
+mod sweep;
 mod writer;
 
 #[cfg(test)]
@@ -43,6 +45,7 @@ use record::{LINE, TRAILER};
 use writer::Writer;
 
 pub use record::{Key, Verified};
+pub use sweep::{Sweep, Swept};
 
 /// Why a cache cannot be opened. Later trouble is a miss, never an error.
 #[derive(Debug, thiserror::Error)]
@@ -275,6 +278,16 @@ impl Cache {
     fn charge(&self, pack: &Pack, bytes: u64) {
         pack.charged.fetch_add(bytes, Ordering::Relaxed);
         self.counters.held.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// The inverse of [`Self::charge`], for all of `pack`; yields what it was counted with. Only
+    /// under `writer`.
+    fn uncharge(&self, pack: &Pack) -> u64 {
+        let bytes = pack.charged.swap(0, Ordering::Relaxed);
+        let held = self.counters.held.load(Ordering::Relaxed);
+        let rest = held.saturating_sub(bytes);
+        self.counters.held.store(rest, Ordering::Relaxed);
+        bytes
     }
 
     fn drop_damaged(&self, key: &Key, place: Place, damage: &pack::Damage) {

@@ -66,12 +66,12 @@ impl Key {
 
     /// Number of checksummed blocks.
     pub(super) const fn blocks(&self) -> u32 {
-        self.size.div_ceil(BLOCK)
+        blocks(self.size)
     }
 
     /// Length of the record in a pack, in bytes.
     pub(super) const fn record_len(&self) -> u64 {
-        HEADER as u64 + 4 * self.blocks() as u64 + self.size as u64
+        record_len(self.size)
     }
 
     /// The checksum of one block. Seeded with the content's name and the block's number, so that
@@ -149,6 +149,16 @@ impl Key {
         };
         (key.size > 0).then_some((key, number(line, 36)))
     }
+}
+
+/// Number of checksummed blocks of a content of `size` bytes.
+const fn blocks(size: u32) -> u32 {
+    size.div_ceil(BLOCK)
+}
+
+/// Length of the record of a content of `size` bytes.
+pub(super) const fn record_len(size: u32) -> u64 {
+    HEADER as u64 + 4 * blocks(size) as u64 + size as u64
 }
 
 /// Content that has been verified, or never can be: the only thing the cache takes in.

@@ -19,12 +19,12 @@ fn config(max_size: u64) -> Config {
     }
 }
 
-fn open(dir: &TempDir, max_size: u64) -> Cache {
+pub(super) fn open(dir: &TempDir, max_size: u64) -> Cache {
     Cache::open(dir.path(), &config(max_size)).unwrap()
 }
 
 /// Content of `len` bytes that differs with `seed`.
-fn content(seed: u64, len: usize) -> Vec<u8> {
+pub(super) fn content(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let step = |_| {
         state ^= state << 13;
@@ -39,11 +39,11 @@ fn proof(bytes: &[u8]) -> Proof {
     Proof::Sha256(Digest::of(bytes))
 }
 
-fn key(bytes: &[u8]) -> Key {
+pub(super) fn key(bytes: &[u8]) -> Key {
     Key::new(&proof(bytes), u32::try_from(bytes.len()).unwrap())
 }
 
-fn insert(cache: &Cache, bytes: &[u8]) -> u64 {
+pub(super) fn insert(cache: &Cache, bytes: &[u8]) -> u64 {
     let size = u32::try_from(bytes.len()).unwrap();
     cache.insert(&[Verified::check(&proof(bytes), size, bytes).unwrap()])
 }
@@ -58,7 +58,7 @@ fn packs(dir: &TempDir) -> Vec<PathBuf> {
     paths
 }
 
-fn disk_bytes(dir: &TempDir) -> u64 {
+pub(super) fn disk_bytes(dir: &TempDir) -> u64 {
     packs(dir)
         .iter()
         .map(|path| fs::metadata(path).unwrap().len())

@@ -14,12 +14,12 @@ use crate::blob::cache::Cache;
 use crate::blob::cache::evict;
 use crate::blob::cache::index::Place;
 use crate::blob::cache::pack::Pack;
-use crate::blob::cache::record::{Key, LINE, PACK_HEADER, TRAILER, Verified};
+use crate::blob::cache::record::{Key, LINE, PACK_HEADER, TRAILER, Verified, record_len};
 
 /// Contents up to this size are copied together before they are written.
 const BATCH: usize = 256 << 10;
 /// What an empty pack is counted with.
-const EMPTY: u64 = (PACK_HEADER + TRAILER) as u64;
+pub(super) const EMPTY: u64 = (PACK_HEADER + TRAILER) as u64;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -44,7 +44,7 @@ struct Active {
 impl Writer {
     /// Writes those of `contents` that are not held; yields the bytes of content written.
     pub(super) fn append(&mut self, cache: &Cache, contents: &[Verified<'_>]) -> u64 {
-        if self.paused.is_some_and(|(until, _)| Instant::now() < until) {
+        if self.is_paused() {
             return 0;
         }
         match self.try_append(cache, contents) {
@@ -93,6 +93,16 @@ impl Writer {
         if let Some(full) = full {
             seal(&full);
         }
+    }
+
+    /// Writes no more to pack `id`, which is about to go.
+    pub(super) fn retire(&mut self, id: u32) {
+        self.active.take_if(|active| active.pack.id() == id);
+    }
+
+    /// Whether writing has failed and is not tried for a while.
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused.is_some_and(|(until, _)| Instant::now() < until)
     }
 
     fn try_append(&mut self, cache: &Cache, contents: &[Verified<'_>]) -> io::Result<u64> {
@@ -191,8 +201,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Copies a record that deserves to stay from a pack that was evicted.
-    fn rescue(&mut self, cache: &Cache, from: &Pack, short: u128, row: evict::Survivor) {
+    /// Copies a record that deserves to stay from a pack that goes.
+    pub(super) fn rescue(&mut self, cache: &Cache, from: &Pack, short: u128, row: evict::Survivor) {
         let offset = row.place.offset;
         let same = |key: &Key| key.short() == short && key.size() == row.place.size;
         let Some(key) = from.key_at(offset).filter(same) else {
@@ -246,7 +256,12 @@ impl Writer {
 
 /// What a content adds to the bytes held: its record and its line in the closing list.
 const fn cost(key: &Key) -> u64 {
-    key.record_len() + LINE as u64
+    cost_of(key.size())
+}
+
+/// The same for a content of `size` bytes.
+pub(super) const fn cost_of(size: u32) -> u64 {
+    record_len(size) + LINE as u64
 }
 
 /// Makes a record that was written known.

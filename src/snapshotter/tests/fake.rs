@@ -135,6 +135,10 @@ impl Layers for FakeLayers {
         .boxed()
     }
 
+    fn is_serving(&self, target: &Path) -> bool {
+        self.is_mounted(target)
+    }
+
     fn unmount<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, io::Result<()>> {
         self.mounted.lock().remove(target);
         async { Ok(()) }.boxed()

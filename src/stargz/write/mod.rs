@@ -73,6 +73,8 @@ pub struct Written {
     pub tar_size: u64,
     /// Digest of the TOC's JSON.
     pub toc_digest: Digest,
+    /// Where the TOC's member begins in the blob, in bytes.
+    pub toc_offset: u64,
     /// How many entries the layer has, with the landmark.
     pub entries: u32,
     /// Digest of the input's tar, every byte of it, for comparison with the image's config.

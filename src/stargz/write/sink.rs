@@ -128,6 +128,7 @@ impl Sink {
             diff_id: self.tar_hash.finish(),
             tar_size: self.tar_size,
             toc_digest: toc.digest,
+            toc_offset: offset,
             entries: self.entries,
             input_diff_id: Digest::of(b""),
         })

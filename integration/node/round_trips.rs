@@ -1,0 +1,62 @@
+//! How far away a registry may be: the round trips until all layers of an image are mounted.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::bed::{self, Bed};
+use crate::serve::{self, Image, Serve};
+
+const ROUND_TRIP: Duration = Duration::from_millis(100);
+
+/// Ten layers: nine of some files each, and one whose TOC is longer than a tail that is guessed.
+fn ten_layers(bed: &Bed) -> Image {
+    let many: Vec<_> = (0..20_000)
+        .map(|n| format!("many/{:x}", n * 7919))
+        .collect();
+    let tars: Vec<_> = (0..10)
+        .map(|layer| {
+            let noise = serve::noise(layer, 200_000);
+            let names: Vec<_> = (0..50).map(|n| format!("layer{layer}/{n}")).collect();
+            let mut files: Vec<(&str, &[u8])> = vec![("noise", &noise)];
+            let names = if layer == 5 { &many } else { &names };
+            files.extend(names.iter().map(|name| (name.as_str(), name.as_bytes())));
+            serve::tar(&bed.folder().join(format!("{layer}.tar")), &files)
+        })
+        .collect();
+    let tars: Vec<_> = tars.iter().map(std::path::PathBuf::as_path).collect();
+    let layout = bed::image_of(&tars, &bed.folder().join("ten"));
+    Image::of(bed, &bed.convert(&layout, "ten:lazy"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_layers_cost_at_most_six_round_trips() {
+    let bed = Bed::up("", &["--only", "registry"]);
+    let image = ten_layers(&bed);
+    let mut best = Duration::MAX;
+    // Other programs may slow one attempt down; each is of a node that knows nothing yet.
+    for attempt in 0..3 {
+        let folder = bed.folder().join(format!("node{attempt}"));
+        let mut daemon = Serve::start(&folder, "[fetch]\nbackground = false\n", &[]);
+        let client = daemon.client().await;
+        bed.relay(
+            "POST",
+            &format!("link?rtt_ms={}&mbit=0", ROUND_TRIP.as_millis()),
+        );
+        bed.relay("POST", "reset");
+        let start = Instant::now();
+        let names = serve::pull(&client, &image, "ns").await;
+        let took = start.elapsed();
+        assert_eq!(names.len(), 10);
+        let requests = bed.requests_served();
+        bed.relay("POST", "link?rtt_ms=0&mbit=0");
+        println!("ten layers mounted in {took:?} with {requests} requests");
+        assert_eq!(requests, 11, "the manifest, and one for each layer");
+        best = best.min(took);
+        daemon.end(Signal::TERM);
+        if best <= 6 * ROUND_TRIP {
+            return;
+        }
+    }
+    panic!("{best:?} is more than six round trips");
+}

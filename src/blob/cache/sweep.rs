@@ -1,0 +1,239 @@
+//! Giving back the content of layers that are gone.
+//!
+//! The bound and the eviction keep a cache from growing; this makes it shrink when images are
+//! removed. A [`Sweep`] is told of each content that stays; what is left is forgotten, and packs
+//! of which much is dead are written anew without it. It takes 16 bytes of memory per content
+//! held, however many contents stay.
+//!
+//! Locking: the writer's lock is held for a batch of records at a time, so that reads and new
+//! content go on. Two sweeps at a time are harmless, and pointless.
+//!
+//! Crash behaviour: a pack goes only after its live records were copied. A crash in between leaves
+//! them twice: the newer counts, the older is dead to the next sweep.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::blob::cache::Cache;
+use crate::blob::cache::evict::{self, Survivor};
+use crate::blob::cache::pack::Pack;
+use crate::blob::cache::record::Key;
+use crate::blob::cache::writer::{self, EMPTY};
+
+/// Records copied before others may write.
+const BATCH: usize = 64;
+/// A pack is written anew when at least one part in so many of it is dead.
+const DEAD_SHARE: u64 = 8;
+
+/// A sweep that is being told what stays.
+pub struct Sweep<'a> {
+    cache: &'a Cache,
+    /// Short keys of all that was held at the start, sorted.
+    held: Vec<u128>,
+    /// Whether each of them stays.
+    stays: Vec<bool>,
+}
+
+/// What a sweep gave back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Contents that were forgotten.
+    pub contents: u64,
+    /// Bytes of disk.
+    pub bytes: u64,
+}
+
+impl Cache {
+    /// Begins a sweep of what is held now; what comes later stays anyway.
+    #[must_use]
+    pub fn sweep(&self) -> Sweep<'_> {
+        let mut held = Vec::with_capacity(self.index.len());
+        self.index.for_each(&mut |row| held.push(row.short));
+        held.sort_unstable();
+        held.dedup();
+        Sweep {
+            cache: self,
+            stays: vec![false; held.len()],
+            held,
+        }
+    }
+}
+
+impl Sweep<'_> {
+    /// Somebody may still read this content.
+    pub fn keep(&mut self, key: &Key) {
+        if let Ok(at) = self.held.binary_search(&key.short())
+            && let Some(stays) = self.stays.get_mut(at)
+        {
+            *stays = true;
+        }
+    }
+
+    /// Forgets all the rest and gives its disk space back. Blocks while it copies records. On a
+    /// disk that cannot be written a pack with live records stays as it is.
+    #[must_use]
+    pub fn finish(self) -> Swept {
+        let Self { cache, held, stays } = self;
+        let before = cache.counters.held.load(Ordering::Relaxed);
+        let dead = held.iter().zip(&stays).filter(|(_, stays)| !**stays);
+        let contents = dead
+            .filter(|(short, _)| cache.index.forget(**short))
+            .count();
+        for pack in dying(cache) {
+            if !compact(cache, &pack) {
+                break;
+            }
+        }
+        let after = cache.counters.held.load(Ordering::Relaxed);
+        Swept {
+            contents: contents as u64,
+            bytes: before.saturating_sub(after),
+        }
+    }
+}
+
+/// Packs that are worth writing anew, or hold nothing live at all.
+fn dying(cache: &Cache) -> Vec<Arc<Pack>> {
+    let mut live: BTreeMap<u32, u64> = BTreeMap::new();
+    cache.index.for_each(&mut |row| {
+        *live.entry(row.place.pack).or_default() += writer::cost_of(row.place.size);
+    });
+    let packs: Vec<_> = cache.packs.read().values().cloned().collect();
+    let is_dying = |pack: &Arc<Pack>| {
+        let charged = pack.charged.load(Ordering::Relaxed);
+        let live = live.get(&pack.id()).copied().unwrap_or(0);
+        let dead = charged.saturating_sub(live + EMPTY);
+        live == 0 || dead >= (charged / DEAD_SHARE).max(1)
+    };
+    packs.into_iter().filter(is_dying).collect()
+}
+
+/// Moves the live records of `pack` elsewhere and removes it; false if they cannot be written.
+///
+/// The pack is not counted meanwhile, so a full cache makes room for what it holds anyway; its
+/// files are beyond the bound by one pack at most.
+fn compact(cache: &Cache, pack: &Arc<Pack>) -> bool {
+    let charged = {
+        let mut writer = cache.writer.lock();
+        if !cache.packs.read().contains_key(&pack.id()) {
+            return true;
+        }
+        writer.retire(pack.id());
+        cache.uncharge(pack)
+    };
+    let mut rows = Vec::new();
+    cache.index.for_each(&mut |row| {
+        if row.place.pack == pack.id() {
+            rows.push(row);
+        }
+    });
+    rows.sort_unstable_by_key(|row| row.place.offset);
+    for batch in rows.chunks(BATCH) {
+        let mut writer = cache.writer.lock();
+        for row in batch {
+            // An eviction or a damaged read may have come between.
+            if cache.index.peek(row.short) == Some(row.place) {
+                let (place, used) = (row.place, row.used);
+                writer.rescue(cache, pack, row.short, Survivor { place, used });
+            }
+        }
+        if writer.is_paused() {
+            cache.charge(pack, charged);
+            return false;
+        }
+    }
+    let _writer = cache.writer.lock();
+    evict::remove(cache, pack.id());
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::super::tests::{content, disk_bytes, insert, key, open};
+    use super::*;
+
+    /// Contents of a hundred kilobytes, even ones of one layer and odd ones of another.
+    fn filled(cache: &Cache) -> Vec<Vec<u8>> {
+        let all: Vec<_> = (0..60).map(|seed| content(seed, 100_000)).collect();
+        for bytes in &all {
+            assert_eq!(insert(cache, bytes), 100_000);
+        }
+        all
+    }
+
+    fn sweep(cache: &Cache, kept: &[&Vec<u8>]) -> Swept {
+        let mut sweep = cache.sweep();
+        for bytes in kept {
+            sweep.keep(&key(bytes));
+        }
+        sweep.finish()
+    }
+
+    #[test]
+    fn what_nobody_keeps_goes_and_its_disk_space_with_it() {
+        let dir = TempDir::new().unwrap();
+        let cache = open(&dir, 64 << 20);
+        let all = filled(&cache);
+        let (kept, gone): (Vec<_>, Vec<_>) =
+            (0_u32..).zip(&all).partition(|(number, _)| number % 2 == 0);
+        let kept: Vec<_> = kept.into_iter().map(|(_, bytes)| bytes).collect();
+        let swept = sweep(&cache, &kept);
+        assert_eq!(swept.contents, 30);
+        assert!(disk_bytes(&dir) < 3_300_000, "{}", disk_bytes(&dir));
+        for bytes in &kept {
+            assert_eq!(cache.load(&key(bytes)).as_deref(), Some(&bytes[..]));
+        }
+        for (_, bytes) in gone {
+            assert!(!cache.contains(&key(bytes)));
+            assert_eq!(insert(&cache, bytes), 100_000, "it can come back");
+        }
+        assert_eq!(
+            sweep(&cache, &all.iter().collect::<Vec<_>>()),
+            Swept::default()
+        );
+        drop(cache);
+        let cache = open(&dir, 64 << 20);
+        for bytes in &all {
+            assert_eq!(cache.load(&key(bytes)).as_deref(), Some(&bytes[..]));
+        }
+    }
+
+    #[test]
+    fn nothing_kept_leaves_nothing_on_disk() {
+        let dir = TempDir::new().unwrap();
+        let cache = open(&dir, 64 << 20);
+        let all = filled(&cache);
+        assert_eq!(sweep(&cache, &[]).contents, 60);
+        assert_eq!((disk_bytes(&dir), cache.stats().held), (0, 0));
+        insert(&cache, &all[0]);
+        assert_eq!(cache.load(&key(&all[0])).as_deref(), Some(&all[0][..]));
+    }
+
+    #[test]
+    fn a_full_cache_keeps_what_is_kept() {
+        let dir = TempDir::new().unwrap();
+        let cache = open(&dir, 4 << 20);
+        filled(&cache);
+        let all: Vec<_> = (0..60).map(|seed| content(seed, 100_000)).collect();
+        let held: Vec<_> = all
+            .iter()
+            .filter(|bytes| cache.contains(&key(bytes)))
+            .collect();
+        let kept: Vec<_> = held.iter().copied().step_by(2).collect();
+        assert!(
+            held.len() > 20 && disk_bytes(&dir) > 3 << 20,
+            "it is nearly full"
+        );
+        assert_eq!(
+            sweep(&cache, &kept).contents,
+            (held.len() - kept.len()) as u64
+        );
+        for bytes in &kept {
+            assert_eq!(cache.load(&key(bytes)).as_deref(), Some(&bytes[..]));
+        }
+        assert!(disk_bytes(&dir) < 3 << 20, "{}", disk_bytes(&dir));
+    }
+}
