@@ -6,6 +6,7 @@ use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use crfs::blob::{InMemory, ReadAt};
+use crfs::fs::kept::Device;
 use crfs::fs::{Index, LayerFs, OpenMode, ServeOptions, Served, index, serve};
 use crfs::oci::Digest;
 use crfs::overlay::{Mounter as _, System};
@@ -123,7 +124,8 @@ impl Mount {
         let path = folder.path().join("mnt");
         std::fs::create_dir(&path).unwrap();
         let mount = System.mount_fuse(&path, "a test's layer").unwrap();
-        let served = serve(mount, fs, &options).unwrap();
+        let device = Device::unkept(mount).unwrap();
+        let served = serve(&device, fs, &options).unwrap();
         Mounted {
             path,
             served: Some(served),

@@ -23,6 +23,7 @@ mod snapshots_damage;
 mod snapshots_kill;
 mod snapshots_load;
 mod snapshots_remote;
+mod survive;
 mod takeover_fs;
 mod takeover_kills;
 mod takeover_rig;

@@ -24,7 +24,7 @@ mod serve;
 
 pub use buffers::Buffer;
 pub use config::Config;
-pub use counters::{Counters, Counts};
+pub use counters::{Counters, Counts, Turns};
 pub use error::Error;
 pub use index::{Index, Ino, Inode, Kind};
 pub use layer_fs::{Item, LayerFs, Reading, Statfs};

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -19,6 +19,8 @@ use super::{Error, Folder, KEEPER_NAME};
 
 /// How long a keeper may take to appear.
 const APPEAR: Duration = Duration::from_secs(5);
+/// How long one that leaves may take for it.
+const LEAVE: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 const START_AGAIN: Duration = Duration::from_millis(500);
 
@@ -124,6 +126,20 @@ impl Connection {
         .map_err(Error::io("ask the keeper"))
     }
 
+    /// Waits until the keeper has closed the connection or is gone: after this nothing is left of one
+    /// that had nothing more to keep.
+    fn see_off(&self) {
+        let until = Instant::now() + LEAVE;
+        while let Ok(left) = Timespec::try_from(until.saturating_duration_since(Instant::now())) {
+            let mut polled = [PollFd::new(&self.0, PollFlags::IN)];
+            match rustix::event::poll(&mut polled, Some(&left)) {
+                Ok(1..) if matches!(self.hear(), Ok(Some(_))) => {}
+                Err(Errno::INTR) => {}
+                _ => return,
+            }
+        }
+    }
+
     /// Waits for what the keeper says; `None`: it closed the connection, or died.
     pub(super) fn hear(&self) -> Result<Option<Reply>, Error> {
         let mut buffer = vec![0; MESSAGE_MAX];
@@ -159,7 +175,10 @@ pub fn front(attach: &Attach, program: &Program) -> Result<i32, Error> {
             Err(error) => return Err(error),
         }
         match watch(&keeper, &signals)? {
-            Outcome::Ended(code) => return Ok(code),
+            Outcome::Ended(code) => {
+                keeper.see_off();
+                return Ok(code);
+            }
             // The server starts another keeper and brings it the layers: that comes first.
             Outcome::KeeperDied => {
                 until = Instant::now() + APPEAR * 2;
@@ -208,17 +227,42 @@ fn watch(keeper: &Connection, signals: &OwnedFd) -> Result<Outcome, Error> {
     }
 }
 
-/// Ends the server. `false`: no keeper runs, so there is none. Layers stay mounted.
+/// Ends the server, and waits for the end. `false`: no keeper runs. Layers stay mounted, and kept.
 pub fn stop(folder: &Folder) -> Result<bool, Error> {
     let Some(keeper) = Connection::open(folder)? else {
         return Ok(false);
     };
     keeper.say(&Request::Stop, &[])?;
     match keeper.hear()? {
-        Some(Reply::Ended(_)) | None => Ok(true),
+        Some(Reply::Ended(_)) | None => {
+            keeper.see_off();
+            Ok(true)
+        }
         Some(Reply::Failed(why)) => Err(Error::Refused(why)),
         Some(_) => Err(Error::Answer),
     }
+}
+
+/// Makes the keeper of a stopped server forget the layers, and end. Mounts that are still in use lose
+/// their server for good.
+pub fn let_go(folder: &Folder) -> Result<(), Error> {
+    let Some(keeper) = Connection::open(folder)? else {
+        return Ok(());
+    };
+    keeper.say(&Request::LetGo, &[])?;
+    match keeper.hear()? {
+        Some(Reply::Ready(_)) | None => {
+            keeper.see_off();
+            Ok(())
+        }
+        Some(Reply::Failed(why)) => Err(Error::Refused(why)),
+        Some(_) => Err(Error::Answer),
+    }
+}
+
+/// Whether a keeper runs for this folder.
+pub fn is_there(folder: &Folder) -> Result<bool, Error> {
+    Ok(Connection::open(folder)?.is_some())
 }
 
 /// Replaces the server's program by `path`, absolute, and waits for the outcome. When the new one does

@@ -9,6 +9,7 @@
 //! | `H` | I am the server, tell me if you die | `E` code | the server has ended for good |
 //! | `U` path | replace the program | `I` text | the state, `key value` lines |
 //! | `T`, `L`, `Q` | stop it, reload it, what is your state | | |
+//! | `X` | forget the layers of the server that was stopped | | |
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -35,6 +36,7 @@ pub(super) enum Request {
     Stop,
     Reload,
     State,
+    LetGo,
 }
 
 /// A message from the keeper.
@@ -58,6 +60,7 @@ impl Request {
             Self::Stop => (b'T', b""),
             Self::Reload => (b'L', b""),
             Self::State => (b'Q', b""),
+            Self::LetGo => (b'X', b""),
         };
         [&[letter], rest].concat()
     }
@@ -73,6 +76,7 @@ impl Request {
             (b'T', []) => Self::Stop,
             (b'L', []) => Self::Reload,
             (b'Q', []) => Self::State,
+            (b'X', []) => Self::LetGo,
             _ => return None,
         })
     }
@@ -278,6 +282,7 @@ mod tests {
             Request::Stop,
             Request::Reload,
             Request::State,
+            Request::LetGo,
         ];
         for request in requests {
             assert_eq!(Request::parse(&request.encode()), Some(request));
@@ -292,7 +297,7 @@ mod tests {
         for reply in replies {
             assert_eq!(Reply::parse(&reply.encode()), Some(reply));
         }
-        for bad in ["", "X", "Hello", "Urelative", "U"] {
+        for bad in ["", "Z", "Hello", "Urelative", "U"] {
             assert_eq!(Request::parse(bad.as_bytes()), None, "{bad:?}");
         }
         assert_eq!(Reply::parse(b"Ex"), None);

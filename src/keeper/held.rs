@@ -4,10 +4,9 @@
 //! order of the changes. A store that does not read holds it for at most five seconds.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,7 +32,7 @@ pub struct Held {
     notify: Option<Notify>,
     fds: Mutex<BTreeMap<FdName, Arc<OwnedFd>>>,
     ending: AtomicBool,
-    _lock: OwnedFd,
+    _lock: Option<OwnedFd>,
 }
 
 /// Whether this process was started by a store, systemd or ours: it is the server. If not, it is a
@@ -66,8 +65,23 @@ impl Held {
             notify: Notify::from_env()?,
             fds: Mutex::new(fds),
             ending: AtomicBool::new(false),
-            _lock: lock,
+            _lock: Some(lock),
         })
+    }
+
+    /// For a process whose work nobody takes over: everything works, and nothing survives.
+    pub fn without_store() -> Self {
+        Self {
+            notify: None,
+            fds: Mutex::default(),
+            ending: AtomicBool::new(false),
+            _lock: None,
+        }
+    }
+
+    /// The descriptor of that name.
+    pub fn get(&self, name: &FdName) -> Option<Arc<OwnedFd>> {
+        self.fds.lock().get(name).cloned()
     }
 
     /// The held descriptors of layers, by name.
@@ -114,23 +128,23 @@ impl Held {
     /// [`STATE`] and call again, at the price of the mounts' handshakes.
     pub fn state(&self) -> Result<State, Error> {
         let name = FdName::new(STATE)?;
-        let own = self.fds.lock().get(&name).cloned();
-        match own {
+        match self.get(&name) {
             Some(fd) => State::open(fd),
             None => State::open(self.put(name, State::create()?)?),
         }
     }
 
-    /// The listening socket at `path`: the inherited one if it listens there, or a new one, with mode
-    /// 0600. Refuses to take the place of another process that listens.
-    pub fn listener(&self, path: &Path) -> Result<UnixListener, Error> {
-        let name = FdName::new(LISTEN)?;
-        let inherited = self.fds.lock().get(&name).cloned();
-        if let Some(fd) = inherited {
-            let fd = fd
-                .try_clone()
-                .map_err(Error::io("duplicate the listening socket"))?;
-            let listener = UnixListener::from(fd);
+    /// The listening socket at `path`: the inherited one if it listens there, or what `bind` makes,
+    /// which is held from now on.
+    pub fn listener<E: From<Error>>(
+        &self,
+        path: &Path,
+        bind: impl FnOnce(&Path) -> Result<UnixListener, E>,
+    ) -> Result<UnixListener, E> {
+        let duplicate = Error::io("duplicate the listening socket");
+        let name = FdName::new(LISTEN).map_err(Error::from)?;
+        if let Some(fd) = self.get(&name) {
+            let listener = UnixListener::from(fd.try_clone().map_err(&duplicate)?);
             let there = path
                 .symlink_metadata()
                 .is_ok_and(|meta| meta.file_type().is_socket());
@@ -142,10 +156,8 @@ impl Held {
             }
             self.remove(&name)?;
         }
-        let listener = bind(path).map_err(Error::io("listen"))?;
-        let fd = listener
-            .try_clone()
-            .map_err(Error::io("duplicate the listening socket"))?;
+        let listener = bind(path)?;
+        let fd = listener.try_clone().map_err(duplicate)?;
         self.put(name, fd.into())?;
         Ok(listener)
     }
@@ -249,17 +261,4 @@ impl Held {
     ) -> Result<(), protocol::Error> {
         self.notify.as_ref().map_or(Ok(()), what)
     }
-}
-
-fn bind(path: &Path) -> io::Result<UnixListener> {
-    if UnixStream::connect(path).is_ok() {
-        return Err(io::Error::from(io::ErrorKind::AddrInUse));
-    }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
 }

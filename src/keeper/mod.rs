@@ -24,7 +24,7 @@ pub mod process;
 pub mod protocol;
 mod state;
 
-pub use client::{Attach, front, state, stop, upgrade};
+pub use client::{Attach, front, is_there, let_go, state, stop, upgrade};
 pub use control::Program;
 pub use folder::Folder;
 pub use held::{Held, is_server};
