@@ -3,7 +3,7 @@
 //! The daemon itself runs under a keeper ([`crate::keeper`]), or under systemd, which is one too.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::config::Config;
 use crate::daemon::Error;
@@ -75,12 +75,11 @@ pub fn upgrade(root: &Path, program: &Path) -> Result<(), Error> {
     Ok(keeper::upgrade(&folder, program)?)
 }
 
-/// The last mount first.
+/// What others have mounted over a layer stays, and the layer with it.
 fn unmount_layers(root: &Path) -> io::Result<()> {
-    let root: PathBuf = root.canonicalize()?;
-    let mounts = System.mounts_below(&root)?;
-    for mount in mounts.iter().rev().filter(|mount| layer::is_layer(mount)) {
-        System.unmount(&mount.target, true)?;
+    let mounts = System.mounts_below(&root.canonicalize()?)?;
+    for mount in mounts.iter().filter(|mount| layer::is_layer(mount)) {
+        layer::unmount(&System, &mount.target)?;
     }
     Ok(())
 }

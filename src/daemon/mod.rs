@@ -81,7 +81,9 @@ pub fn run(config: Config) -> Result<(), Error> {
     let done = runtime.block_on(serve(config, root, &held));
     // The store need not know, if it is gone.
     let _ = held.stopping();
-    runtime.shutdown_timeout(LEFT_OVERS);
+    // Not shut down: that would drop the reads under way, and a reply that is dropped is an error. The
+    // process ends, and they wait for the next server.
+    std::mem::forget(runtime);
     done
 }
 

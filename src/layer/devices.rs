@@ -83,7 +83,7 @@ impl Devices {
     /// Takes down what is mounted of ours at `target`, lets go of its descriptor and forgets what was
     /// kept. Says how many mounts there were.
     pub(super) fn close(&self, target: &Path) -> io::Result<usize> {
-        let count = self.unmount(target)?;
+        let count = unmount(&*self.mounter, target)?;
         self.release(&name_of(target)?);
         Ok(count)
     }
@@ -126,18 +126,21 @@ impl Devices {
         let ours = top.filter(|mount| is_layer(mount));
         Ok(ours.map(|mount| mount.device))
     }
+}
 
-    /// Whatever of ours is stacked at `target`, also dead mounts; nothing that somebody else has mounted
-    /// there.
-    fn unmount(&self, target: &Path) -> io::Result<usize> {
-        let mounts = self.mounter.mounts_below(target)?;
-        let here = mounts.iter().filter(|mount| mount.target == target);
-        let ours = here.rev().take_while(|mount| is_layer(mount)).count();
-        for _ in 0..ours {
-            self.mounter.unmount(target, true)?;
-        }
-        Ok(ours)
+/// Takes down whatever of ours is stacked at `target`, also dead mounts; nothing that somebody else has
+/// mounted there. Says how many mounts there were.
+///
+/// # Errors
+/// The mounts could not be listed, or one not taken down.
+pub fn unmount(mounter: &dyn Mounter, target: &Path) -> io::Result<usize> {
+    let mounts = mounter.mounts_below(target)?;
+    let here = mounts.iter().filter(|mount| mount.target == target);
+    let ours = here.rev().take_while(|mount| is_layer(mount)).count();
+    for _ in 0..ours {
+        mounter.unmount(target, true)?;
     }
+    Ok(ours)
 }
 
 /// Whether it is the mount of a layer, by whatever process.

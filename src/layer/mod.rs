@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::oci::{Digest, LayerLabels};
 
-pub use devices::is_layer;
+pub use devices::{is_layer, unmount};
 pub use live::{LiveLayers, Parts};
 
 /// Section `[layers]` of the configuration.
