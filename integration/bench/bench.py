@@ -1,0 +1,109 @@
+"""Measures crfs beside containerd's own overlayfs, and prints what came of it. Started by run.sh."""
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+
+import cold
+import images
+import report
+from node import Failed, Registry, run
+
+COLD = ("python", "big", "small", "tiny")
+
+
+def arguments():
+    args = argparse.ArgumentParser(add_help=False)
+    args.add_argument("--folder", required=True)
+    args.add_argument("--layout", action="append", required=True, metavar="NAME=FOLDER")
+    args.add_argument("--crfs", required=True)
+    args.add_argument("--link", default="10:1000")
+    args.add_argument("--runs", type=int, default=3)
+    args.add_argument("--json")
+    return args.parse_args()
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+class Bench:
+    def __init__(self, args):
+        self.args, self.runs, self.count = args, [], itertools.count()
+        rtt, _, mbit = args.link.partition(":")
+        self.link = float(rtt), float(mbit)
+
+    def folder(self, what):
+        return os.path.join(self.args.folder, f"{what}{next(self.count)}")
+
+    def cold_starts(self, registry, image, layout):
+        """Alternating runs of all ways of one image."""
+        name = f"bench/{image.name}"
+        registry.link(0, 0)
+        registry.push(layout, name + ":plain")
+        registry.convert(self.args.crfs, layout, name + ":lazy")
+        registry.link(*self.link)
+        ways, mine = [cold.OVERLAYFS, cold.CRFS, cold.LEAN], []
+        if image.profile and self.profiled(registry, image, layout):
+            ways.append(cold.PROFILED)
+        for number in range(self.args.runs):
+            for way in ways:
+                one = cold.cold_start(self.folder("n"), registry, image, way)
+                say(f"   {image.name} {number + 1}/{self.args.runs} {way.name}: {one['total']:.2f} s, second {one['second']:.2f} s")
+                mine.append(one)
+        if len({one["said"] for one in mine}) != 1:
+            raise Failed(f"the ways do not agree on what {image.name} says: {sorted({one['said'] for one in mine})}")
+        self.runs += mine
+        print(f"\n{image.name}: {image.about}; {self.args.link.replace(':', ' ms, ')} Mbit/s\n\n{report.cold_table(mine)}\n")
+        print(f"{report.cpu_table(mine)}\n", flush=True)
+
+    def profiled(self, registry, image, layout):
+        """Converts the image once more, laid out by the profile that a start of it recorded."""
+        if subprocess.run([self.args.crfs, "profile", "--help"], capture_output=True, check=False).returncode:
+            say("   this crfs has no profiles")
+            return False
+        file = self.folder("p") + ".txt"
+
+        def record(node):
+            command = [self.args.crfs, "profile", f"{registry.address}/bench/{image.name}:lazy", "--root", node.values["CRFS_ROOT"]]
+            deadline = time.monotonic() + 30
+            while True:
+                time.sleep(2)  # it is written a second after the start has read its last
+                try:
+                    text = run(command)
+                    break
+                except Failed:
+                    if time.monotonic() > deadline:
+                        raise
+            with open(file, "w", encoding="utf-8") as out:
+                out.write(text)
+
+        cold.cold_start(self.folder("n"), registry, image, cold.LEAN, record)
+        registry.link(0, 0)
+        registry.convert(self.args.crfs, layout, f"bench/{image.name}:profiled", file)
+        registry.link(*self.link)
+        return True
+
+
+def main():
+    args = arguments()
+    bench = Bench(args)
+    try:
+        with Registry(bench.folder("r")) as registry:
+            for given in args.layout:
+                name, _, layout = given.partition("=")
+                bench.cold_starts(registry, images.IMAGES[name], layout)
+    except Failed as failure:
+        sys.exit(f"error: {failure}")
+    finally:
+        if args.json:
+            with open(args.json, "w", encoding="utf-8") as file:
+                json.dump(bench.runs, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
