@@ -5,6 +5,7 @@
 #
 #   --only registry          no containerd, no crfs
 #   --only node              no registry
+#   --listen IP              the registry there, without the relay
 #   --no-crfs                containerd and the registry only
 #   --server 'COMMAND'       another snapshotter in the place of crfs; {config}, {root} and {socket} are filled in
 #   --rtt-ms N, --mbit N     the registry behaves as if it were that far away
@@ -26,7 +27,7 @@ case ${1:--} in -*) up_usage ;; esac
 mkdir -p "$1"
 folder=$(realpath "$1")
 shift
-with_registry=1 with_node=1 with_crfs=1 relay_options=()
+with_registry=1 with_node=1 with_crfs=1 listen='' relay_options=()
 crfs_server=("${CRFS_BIN:-$project/target/release/crfs}" serve --config '{config}' --root '{root}' --address '{socket}'
 	--log-level "${CRFS_BED_LOG_LEVEL:-info}")
 while [ $# -gt 0 ]; do
@@ -39,6 +40,7 @@ while [ $# -gt 0 ]; do
 		esac
 		shift
 		;;
+	--listen) listen=${2:?} && shift ;;
 	--no-crfs) with_crfs='' ;;
 	--server) read -ra crfs_server <<<"$2" && shift ;;
 	--rtt-ms | --mbit) relay_options+=("$1" "$2") && shift ;;
@@ -85,7 +87,10 @@ up_command() {
 
 tools_for_bed
 printf 'FOLDER=%s\nPYTHON=%s\n' "$folder" "$python"
-if [ -n "$with_registry" ]; then
+if [ -n "$listen" ]; then
+	registry_serve "$folder/registry" "$listen"
+	printf 'REGISTRY_DIRECT=%s\nREGISTRY_PID=%s\nREGISTRY_OUTPUT=%s\n' "$registry_direct" "$registry_pid" "$folder/registry/registry.log"
+elif [ -n "$with_registry" ]; then
 	registry_start "$folder/registry" "${relay_options[@]}"
 	printf 'REGISTRY=%s\nREGISTRY_DIRECT=%s\nREGISTRY_LOG=%s\nREGISTRY_PID=%s\nRELAY_PID=%s\n' \
 		"$registry_address" "$registry_direct" "$registry_log" "$registry_pid" "$relay_pid"

@@ -91,6 +91,8 @@ class Bench:
 
 def main():
     args = arguments()
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        del os.environ[name]  # nothing leaves this machine
     bench = Bench(args)
     try:
         with Registry(bench.folder("r")) as registry:

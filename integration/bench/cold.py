@@ -53,7 +53,7 @@ def cold_start(folder, registry, image, way, inspect=None):
     reference = f"{registry.address}/bench/{image.name}:{way.tag}"
     lazy = way.snapshotter == "crfs"
     try:
-        with Node(folder, way.config, crfs=lazy) as node:
+        with Node(folder, f'{way.config}[registry]\nplain_http = ["{registry.address}"]\n', crfs=lazy) as node:
             usage = Usage(int(node.values["CRFS_PID"])) if lazy else None
             registry.reset()
             started = time.monotonic()

@@ -1,9 +1,9 @@
 """The parts of a measurement that run: a registry behind a link, and nodes that have seen nothing yet."""
 
-import json
 import os
+import re
 import subprocess
-import urllib.request
+import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BED = os.path.join(os.path.dirname(HERE), "bed")
@@ -23,12 +23,12 @@ def run(command, seconds=600):
 class Script:
     """bed/up.sh: its values, and the end of all that it started when this is closed."""
 
-    def __init__(self, folder, *options):
+    def __init__(self, folder, *options, inside=()):
         self.folder, self.values = folder, {}
         os.makedirs(folder, exist_ok=True)
         self.log = open(os.path.join(folder, "up.log"), "w", encoding="utf-8")
         self.script = subprocess.Popen(
-            [os.path.join(BED, "up.sh"), folder, *options],
+            [*inside, os.path.join(BED, "up.sh"), folder, *options],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
         )
         self.until("READY")
@@ -61,36 +61,62 @@ class Script:
         self.close()
 
 
+class Line:
+    """line.py: the link between this network namespace and the far one."""
+
+    def __init__(self):
+        self.line = subprocess.Popen(
+            [sys.executable, os.path.join(HERE, "line.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        first = self.line.stdout.readline()
+        if not first.startswith("FAR="):
+            raise Failed("the simulated link does not start")
+        self.far = f"/proc/{first.strip().removeprefix('FAR=')}/ns/net"
+
+    def tell(self, words):
+        self.line.stdin.write(words + "\n")
+        self.line.stdin.flush()
+        return {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", self.line.stdout.readline())}
+
+    def close(self):
+        self.line.stdin.close()
+        self.line.wait()
+
+
 class Registry(Script):
-    """A docker-registry, and the link before it."""
+    """A docker-registry at the far end of a line."""
 
     def __init__(self, folder):
-        super().__init__(folder, "--only", "registry")
-        self.address = self.values["REGISTRY"]
+        self.line, self.base = Line(), (0, 0)
+        enter = "nsenter", f"--net={self.line.far}", "--"
+        super().__init__(folder, "--only", "registry", "--listen", "10.77.0.2", inside=enter)
+        self.address = self.values["REGISTRY_DIRECT"]
+
+    def close(self):
+        super().close()
+        self.line.close()
 
     def push(self, layout, name):
-        run([self.values["PYTHON"], os.path.join(BED, "push.py"), f"{layout}:latest", f"{self.values['REGISTRY_DIRECT']}/{name}"])
+        run([self.values["PYTHON"], os.path.join(BED, "push.py"), f"{layout}:latest", f"{self.address}/{name}"])
 
     def convert(self, crfs, layout, name, prefetch=None):
-        """Converts an image into the registry, without the link."""
-        command = [crfs, "convert", f"oci:{layout}:latest", f"docker://{self.values['REGISTRY_DIRECT']}/{name}"]
+        command = [crfs, "convert", "--plain-http", self.address, f"oci:{layout}:latest", f"docker://{self.address}/{name}"]
         run(command + (["--prefetch", prefetch] if prefetch else []))
 
     def link(self, rtt_ms, mbit):
-        self.control(f"link?rtt_ms={rtt_ms}&mbit={mbit}")
+        self.line.tell(f"set {rtt_ms} {mbit}")
 
-    def counts(self):
-        """Bytes of answers and requests since the last reset."""
-        counts = self.control("counts", "GET")
-        return counts["total"], counts["requests"]
+    def now(self):
+        with open(self.values["REGISTRY_OUTPUT"], "rb") as log:
+            requests = log.read().count(b'msg="response completed"')
+        return self.line.tell("counts")["BACK"], requests
 
     def reset(self):
-        self.control("reset")
+        self.base = self.now()
 
-    def control(self, verb, method="POST"):
-        request = urllib.request.Request(f"http://{self.address}/_relay/{verb}", method=method)
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as answer:
-            return json.load(answer)
+    def counts(self):
+        """Bytes that crossed the line towards the node, and requests answered, since the last reset."""
+        return tuple(now - base for now, base in zip(self.now(), self.base))
 
 
 class Node(Script):

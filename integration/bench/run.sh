@@ -41,7 +41,10 @@ done
 section "This machine"
 machine_check "$project"
 tools_for_bed
+tools_install ip:iproute2
 containerd_find
+[ -c /dev/net/tun ] || { mkdir -p /dev/net && mknod -m 600 /dev/net/tun c 10 200; } 2>/dev/null
+(: <>/dev/net/tun) 2>/dev/null || die "/dev/net/tun cannot be opened: load the kernel module 'tun', and in a container give it the device (--device /dev/net/tun)"
 export CRFS_BED_CACHE=$bed_cache PYTHONDONTWRITEBYTECODE=1
 
 if [ -z "$crfs" ]; then
@@ -67,4 +70,4 @@ bench_clean() {
 }
 trap bench_clean EXIT
 trap 'exit 130' INT TERM HUP
-"$bed_folder/pen.sh" "$python" "$bench_folder/bench.py" --folder "$work" --crfs "$crfs" "${options[@]}"
+"$bed_folder/pen.sh" unshare --net -- "$python" "$bench_folder/bench.py" --folder "$work" --crfs "$crfs" "${options[@]}"
