@@ -9,6 +9,7 @@ import time
 
 from node import Failed, Node
 from usage import Usage
+from where import Sampler
 
 LIMIT = 900
 
@@ -47,14 +48,23 @@ def seconds_until_output(command):
     return output.decode(errors="replace").strip(), last - started
 
 
-def cold_start(folder, registry, image, way, inspect=None):
-    """One run of one way on a node of its own. `inspect(node)` is called before the node ends."""
+def read(file):
+    with open(file, encoding="utf-8", errors="replace") as text:
+        return text.read()
+
+
+def cold_start(folder, registry, image, way, inspect=None, sample=None):
+    """One run of one way on a node of its own.
+
+    `inspect(node)` is called before the node ends; `sample` is a file for a profile of crfs's stacks.
+    """
     os.sync()  # what an earlier run left to be written is not this run's
     reference = f"{registry.address}/bench/{image.name}:{way.tag}"
     lazy = way.snapshotter == "crfs"
     try:
         with Node(folder, f'{way.config}[registry]\nplain_http = ["{registry.address}"]\n', crfs=lazy) as node:
             usage = Usage(int(node.values["CRFS_PID"])) if lazy else None
+            sampler = Sampler(int(node.values["CRFS_PID"]), sample) if sample else None
             registry.reset()
             started = time.monotonic()
             node.ctr("image", "pull", "--plain-http", "--snapshotter", way.snapshotter, reference)
@@ -62,6 +72,8 @@ def cold_start(folder, registry, image, way, inspect=None):
             said, ran = seconds_until_output(node.start(way.snapshotter, reference, image.command))
             amount, requests = registry.counts()
             used = usage.done() if usage else {}
+            if sampler:
+                used["jobs"] = sampler.done()
             again, second = seconds_until_output(node.start(way.snapshotter, reference, image.command))
             if said != again:
                 raise Failed(f"{way.name}: the second container said {again!r}, the first {said!r}")
@@ -69,7 +81,7 @@ def cold_start(folder, registry, image, way, inspect=None):
                 inspect(node)
     except Failed as failure:
         log = os.path.join(folder, "node", "logs", "crfs.log")
-        tail = open(log, encoding="utf-8", errors="replace").read()[-3000:] if os.path.exists(log) else ""
+        tail = read(log)[-3000:] if os.path.exists(log) else ""
         raise Failed(f"{failure}\n{tail}") from failure
     finally:
         shutil.rmtree(folder, ignore_errors=True)

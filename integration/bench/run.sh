@@ -5,15 +5,18 @@
 # simulated link, and starts them in alternating runs, each on a containerd and a crfs that have seen nothing yet.
 # Everything it starts and mounts is its own, and is gone when it ends.
 #
-#   --only IMAGE,...     which images: python, big, small, tiny (default: all four)
+#   --only WHAT,...      which images: python, big, small, tiny; and micro, the file system once everything is cached
+#                        (default: all five)
 #   --link RTT_MS:MBIT   how far away the registry seems to be (default 10:1000)
 #   --runs N             runs of each way (default 3); medians are shown
 #   --json FILE          every single run, as JSON
+#   --save FOLDER        write RESULTS.md and its plot there
 #   --crfs FILE          another crfs than this tree's
 #
 # Examples:
 #   integration/bench/run.sh --only python --runs 5
 #   integration/bench/run.sh --only python,small --link 50:200 --json /tmp/runs.json
+#   integration/bench/run.sh --save integration/bench
 set -euo pipefail
 # shellcheck source=../bed/bed.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../bed/bed.sh"
@@ -24,13 +27,14 @@ bench_usage() {
 	exit "$1"
 }
 
-only=python,big,small,tiny crfs='' options=()
+only=python,big,small,tiny,micro crfs='' options=(--how "integration/bench/run.sh $*")
 while [ $# -gt 0 ]; do
 	case $1 in
 	--only) [ -n "${2:-}" ] || bench_usage 2; only=$2; shift ;;
 	--link) [[ ${2:-} =~ ^[0-9.]+:[0-9.]+$ ]] || bench_usage 2; options+=(--link "$2"); shift ;;
 	--runs) [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || bench_usage 2; options+=(--runs "$2"); shift ;;
 	--json) [ -n "${2:-}" ] || bench_usage 2; options+=(--json "$(realpath -m "$2")"); shift ;;
+	--save) [ -n "${2:-}" ] || bench_usage 2; options+=(--save "$(realpath -m "$2")"); shift ;;
 	--crfs) [ -x "${2:-}" ] || bench_usage 2; crfs=$(realpath "$2"); shift ;;
 	--help | -h) bench_usage 0 ;;
 	*) bench_usage 2 ;;
@@ -54,7 +58,16 @@ if [ -z "$crfs" ]; then
 fi
 
 section "The images"
-for name in ${only//,/ }; do
+cold=$(tr , '\n' <<<"$only" | grep -vx micro | paste -sd ,) || true
+needed=${cold//,/ }
+if [ "$only" = smoke ]; then
+	options+=(--micro) # a test of all of this, on little
+elif [ "$cold" != "$only" ]; then
+	options+=(--micro)
+	needed+=" small attributes big"
+fi
+options+=(--cold "$cold")
+for name in $(tr ' ' '\n' <<<"$needed" | grep . | sort -u); do
 	layout=$("$python" -c 'import sys; sys.path.insert(0, sys.argv[1]); import images; print(images.build(images.IMAGES[sys.argv[2]], sys.argv[3]))' \
 		"$bench_folder" "$name" "$bed_cache") || die "no image $name can be made"
 	found "$name" "$layout"
