@@ -2,11 +2,11 @@
 
 import dataclasses
 import os
-import shutil
 import subprocess
 import threading
 import time
 
+import disk
 from node import Failed, Node
 from usage import Usage
 from where import Sampler
@@ -58,34 +58,40 @@ def cold_start(folder, registry, image, way, inspect=None, sample=None):
 
     `inspect(node)` is called before the node ends; `sample` is a file for a profile of crfs's stacks.
     """
-    os.sync()  # what an earlier run left to be written is not this run's
     reference = f"{registry.address}/bench/{image.name}:{way.tag}"
     lazy = way.snapshotter == "crfs"
-    try:
-        with Node(folder, f'{way.config}[registry]\nplain_http = ["{registry.address}"]\n', crfs=lazy) as node:
-            usage = Usage(int(node.values["CRFS_PID"])) if lazy else None
-            sampler = Sampler(int(node.values["CRFS_PID"]), sample) if sample else None
-            registry.reset()
-            started = time.monotonic()
-            node.ctr("image", "pull", "--plain-http", "--snapshotter", way.snapshotter, reference)
-            pulled = time.monotonic() - started
-            said, ran = seconds_until_output(node.start(way.snapshotter, reference, image.command))
-            amount, requests = registry.counts()
-            used = usage.done() if usage else {}
-            if sampler:
-                used["jobs"] = sampler.done()
-            again, second = seconds_until_output(node.start(way.snapshotter, reference, image.command))
-            if said != again:
-                raise Failed(f"{way.name}: the second container said {again!r}, the first {said!r}")
-            if inspect:
-                inspect(node)
-    except Failed as failure:
-        log = os.path.join(folder, "node", "logs", "crfs.log")
-        tail = read(log)[-3000:] if os.path.exists(log) else ""
-        raise Failed(f"{failure}\n{tail}") from failure
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with disk.fresh(folder):
+        try:
+            config = f'{way.config}[registry]\nplain_http = ["{registry.address}"]\n'
+            with Node(folder, config, crfs=lazy) as node:
+                times = timed(node, registry, reference, image.command, way, sample)
+                if inspect:
+                    inspect(node)
+        except Failed as failure:
+            log = os.path.join(folder, "node", "logs", "crfs.log")
+            tail = read(log)[-3000:] if os.path.exists(log) else ""
+            raise Failed(f"{failure}\n{tail}") from failure
+    return {"image": image.name, "way": way.name, **times}
+
+
+def timed(node, registry, reference, command, way, sample):
+    """Pull, run and a second container on a node that is up."""
+    lazy = way.snapshotter == "crfs"
+    usage = Usage(int(node.values["CRFS_PID"])) if lazy else None
+    sampler = Sampler(int(node.values["CRFS_PID"]), sample) if sample else None
+    registry.reset()
+    started = time.monotonic()
+    node.ctr("image", "pull", "--plain-http", "--snapshotter", way.snapshotter, reference)
+    pulled = time.monotonic() - started
+    said, ran = seconds_until_output(node.start(way.snapshotter, reference, command))
+    amount, requests = registry.counts()
+    used = usage.done() if usage else {}
+    if sampler:
+        used["jobs"] = sampler.done()
+    again, second = seconds_until_output(node.start(way.snapshotter, reference, command))
+    if said != again:
+        raise Failed(f"{way.name}: the second container said {again!r}, the first {said!r}")
     return {
-        "image": image.name, "way": way.name, "total": pulled + ran, "pull": pulled, "run": ran, "second": second,
+        "total": pulled + ran, "pull": pulled, "run": ran, "second": second,
         "bytes": amount, "requests": requests, "said": said, **used,
     }

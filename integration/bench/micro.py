@@ -5,13 +5,13 @@ just been done).
 """
 
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import time
 
 import cold
+import disk
 from node import Failed, Node, run
 
 ROUNDS = 3
@@ -62,7 +62,7 @@ def wait_until_idle(registry):
 def measure(folder, registry, image, steps):
     """Rows of {image, step, state, crfs, overlayfs} in seconds: medians of alternating rounds."""
     config = f'[registry]\nplain_http = ["{registry.address}"]\n'
-    try:
+    with disk.fresh(folder):
         with Node(folder, config) as node:
             trees = {}
             for way in (cold.OVERLAYFS, cold.CRFS):
@@ -82,8 +82,6 @@ def measure(folder, registry, image, steps):
             for tree in trees.values():
                 node.ctr("image", "unmount", tree)
             return rows
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def rounds(image, step, trees, names):

@@ -123,7 +123,7 @@ class Node(Script):
     """A fresh containerd and a fresh crfs."""
 
     def __init__(self, folder, config, crfs=True):
-        os.makedirs(os.path.join(folder, "node"))
+        os.makedirs(os.path.join(folder, "node"), exist_ok=True)
         with open(os.path.join(folder, "node", "crfs.toml"), "w", encoding="utf-8") as file:
             file.write(config)
         super().__init__(folder, "--only", "node", *([] if crfs else ["--no-crfs"]))

@@ -45,7 +45,7 @@ done
 section "This machine"
 machine_check "$project"
 tools_for_bed
-tools_install ip:iproute2
+tools_install ip:iproute2 mkfs.ext4:e2fsprogs
 containerd_find
 [ -c /dev/net/tun ] || { mkdir -p /dev/net && mknod -m 600 /dev/net/tun c 10 200; } 2>/dev/null
 (: <>/dev/net/tun) 2>/dev/null || die "/dev/net/tun cannot be opened: load the kernel module 'tun', and in a container give it the device (--device /dev/net/tun)"
