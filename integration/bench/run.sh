@@ -78,9 +78,16 @@ section "Measuring"
 work=$(mktemp -d "$bed_work/bench.XXXXXX")
 export CRFS_BED_ID=crfs-${work##*/} CRFS_BIN=$crfs
 bench_clean() {
+	# With the first process of the pen everything in it ends, and its mounts are gone.
+	[ -z "${pen:-}" ] || { kill -KILL "$pen" && wait "$pen"; } 2>/dev/null || true
 	node_clear_cgroups "$CRFS_BED_ID"
 	rm -rf --one-file-system "$work"
 }
 trap bench_clean EXIT
 trap 'exit 130' INT TERM HUP
-"$bed_folder/pen.sh" unshare --net -- "$python" "$bench_folder/bench.py" --folder "$work" --crfs "$crfs" "${options[@]}"
+"$bed_folder/pen.sh" unshare --net -- "$python" "$bench_folder/bench.py" --folder "$work" --crfs "$crfs" "${options[@]}" &
+pen=$!
+rc=0
+wait "$pen" || rc=$?
+pen=''
+exit "$rc"
