@@ -1,6 +1,7 @@
-//! The background's two brakes: a rate limit, and giving way to answers that readers wait for.
+//! The background's brakes: a rate limit, giving way to answers that readers wait for, and whether
+//! readers have waited lately.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -44,6 +45,39 @@ impl RateLimit {
             start
         };
         tokio::time::sleep_until(start).await;
+    }
+}
+
+/// When a reader of any layer last had to wait.
+pub(super) struct LastMiss {
+    start: Instant,
+    /// Milliseconds since `start`, and one; 0 is never.
+    at: AtomicU64,
+}
+
+impl LastMiss {
+    pub(super) fn new() -> Self {
+        Self {
+            start: Instant::now(),
+            at: AtomicU64::new(0),
+        }
+    }
+
+    /// A reader has to wait now; yields a number that grows from miss to miss.
+    pub(super) fn note(&self) -> u64 {
+        let now = self.now();
+        self.at.store(now, Ordering::Relaxed);
+        now
+    }
+
+    /// Whether that was less than `span` ago.
+    pub(super) fn is_within(&self, span: Duration) -> bool {
+        let at = self.at.load(Ordering::Relaxed);
+        at > 0 && u128::from(self.now() - at.min(self.now())) < span.as_millis()
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).map_or(u64::MAX, |now| now + 1)
     }
 }
 
