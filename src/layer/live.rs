@@ -157,6 +157,7 @@ impl LiveLayers {
             tree.set_unlisted(record.unlisted.clone());
         }
         let served = self.serve(record, &tree, target).await?;
+        blob.prefetch_landmark();
         blob.start();
         let mount = Mount {
             record: record.clone(),

@@ -39,7 +39,7 @@ use crate::blob::cache::Cache;
 use crate::blob::size::ByteSize;
 
 use flight::Flights;
-use limit::{RateLimit, RightOfWay};
+use limit::{Arriving, LONGEST_WAIT, RateLimit, RightOfWay};
 pub(super) use plan::Class;
 
 pub(super) use layer::Layer;
@@ -103,7 +103,10 @@ pub struct Fetcher {
     /// neither holds up the other.
     budget: [(Arc<Semaphore>, u32); 2],
     rate: RateLimit,
-    way: RightOfWay,
+    /// Readers that wait.
+    way: Arc<RightOfWay>,
+    /// What is known to be needed at a start.
+    lists: Arc<RightOfWay>,
     background: Mutex<Background>,
     next_layer: AtomicU64,
 }
@@ -133,7 +136,8 @@ impl Fetcher {
             connections: Arc::new(Semaphore::new(config.max_connections_total.get() as usize)),
             budget: [budget(), budget()],
             rate: RateLimit::new(config.rate_limit.0),
-            way: RightOfWay::default(),
+            way: Arc::default(),
+            lists: Arc::default(),
             background: Mutex::default(),
             next_layer: AtomicU64::new(0),
             config,
@@ -144,6 +148,15 @@ impl Fetcher {
     #[must_use]
     pub fn cache(&self) -> &Arc<Cache> {
         &self.cache
+    }
+
+    /// While what this yields lives, the background begins no new request and hardly goes on with
+    /// those it has: a start is under way, and more of it is known than has been asked for.
+    #[must_use]
+    pub fn precede(&self) -> Precedence {
+        Precedence {
+            _arriving: self.lists.enter(),
+        }
     }
 
     /// Waits until `bytes` more may be in flight. Who asks for more than there is waits for all.
@@ -191,6 +204,7 @@ impl Fetcher {
     /// Works on the first layer that has something left, until none has.
     async fn run_background(self: Arc<Self>) {
         loop {
+            self.lists.give(LONGEST_WAIT).await;
             let (layer, segment) = {
                 let mut background = self.background.lock();
                 let claimed = self.claim_background(&mut background.layers);
@@ -221,6 +235,11 @@ impl Fetcher {
         }
         None
     }
+}
+
+/// See [`Fetcher::precede`].
+pub struct Precedence {
+    _arriving: Arriving,
 }
 
 impl std::fmt::Debug for Fetcher {
