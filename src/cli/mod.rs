@@ -6,6 +6,7 @@
 mod convert;
 mod fsck;
 mod mount;
+mod profile;
 mod serve;
 
 use std::process::ExitCode;
@@ -25,6 +26,7 @@ Examples:
   crfs serve                                              run the snapshotter with its defaults
   crfs convert docker://docker.io/library/python:3.12 docker://registry.example/python:3.12-lazy
   crfs mount registry.example/python:3.12-lazy /mnt       look into an image without pulling it
+  crfs profile registry.example/python:3.12-lazy          list the files its containers read first
 
 Configuration of containerd and of crfs is described in the README.";
 
@@ -33,6 +35,7 @@ enum Command {
     Serve(serve::Args),
     Convert(convert::Args),
     Mount(mount::Args),
+    Profile(profile::Args),
     Fsck(fsck::Args),
 }
 
@@ -44,6 +47,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Mount(args) => mount::run(args),
+        Command::Profile(args) => profile::run(args),
         Command::Fsck(args) => fsck::run(args),
     };
     done.unwrap_or_else(|error| {

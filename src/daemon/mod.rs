@@ -18,6 +18,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use crate::blob::cache::Cache;
 use crate::blob::fetch::Fetcher;
 use crate::config::Config;
+use crate::layer::profile::Folder;
 use crate::layer::{LiveLayers, Parts};
 use crate::overlay::{self, options::Features};
 use crate::registry::{self, DockerConfig};
@@ -77,7 +78,7 @@ async fn serve(config: Config) -> Result<(), Error> {
     let faults = Faults::from_env().map_err(Error::Fault)?;
     let parts = snapshotter::Parts {
         root,
-        layers,
+        layers: Arc::clone(&layers) as _,
         overlay: Features::detect(),
         faults,
     };
@@ -109,7 +110,8 @@ async fn serve(config: Config) -> Result<(), Error> {
         tracing::warn!("connections still open are closed");
     }
     snapshotter.close().await;
-    Ok(())
+    let settled = tokio::task::spawn_blocking(move || layers.settle()).await;
+    settled.map_err(|error| Error::Setup(io::Error::other(error)))
 }
 
 /// The lazy layers of a node, with what they need, in the folder `root`.
@@ -122,6 +124,8 @@ fn layers(config: &Config, root: &Path) -> Result<Arc<LiveLayers>, Error> {
         mounter: Arc::new(overlay::System),
         serve: config.fuse.options(Handle::current()),
         config: config.layers.clone(),
+        profiles: Folder::new(root),
+        profile: config.profile.clone(),
     };
     LiveLayers::new(parts).map_err(Error::Setup)
 }
