@@ -91,10 +91,10 @@ impl Index {
                     rest: entries,
                     path: path.len(),
                 }),
-                Kind::File { chunks, .. } if has_any(&chunks) => {
-                    if node.nlink == 1 || linked.insert(ino) {
-                        each(&path, chunks);
-                    }
+                Kind::File { chunks, .. }
+                    if has_any(&chunks) && (node.nlink == 1 || linked.insert(ino)) =>
+                {
+                    each(&path, chunks);
                 }
                 _ => {}
             }
