@@ -22,6 +22,7 @@ mod health;
 mod layer_formats;
 mod lazy_run;
 mod mixed;
+mod profile;
 mod random_tree;
 mod registry_docker;
 mod round_trips;

@@ -6,6 +6,7 @@
 mod convert;
 mod fsck;
 mod mount;
+mod profile;
 mod serve;
 mod stop;
 mod upgrade;
@@ -27,6 +28,7 @@ Examples:
   crfs serve                                              run the snapshotter with its defaults
   crfs convert docker://docker.io/library/python:3.12 docker://registry.example/python:3.12-lazy
   crfs mount registry.example/python:3.12-lazy /mnt       look into an image without pulling it
+  crfs profile registry.example/python:3.12-lazy          list the files its containers read first
 
 Configuration of containerd and of crfs is described in the README.";
 
@@ -37,6 +39,7 @@ enum Command {
     Upgrade(upgrade::Args),
     Convert(convert::Args),
     Mount(mount::Args),
+    Profile(profile::Args),
     Fsck(fsck::Args),
 }
 
@@ -50,6 +53,7 @@ pub fn main() -> ExitCode {
         Command::Upgrade(args) => upgrade::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Mount(args) => mount::run(args),
+        Command::Profile(args) => profile::run(args),
         Command::Fsck(args) => fsck::run(args),
     };
     done.unwrap_or_else(|error| {

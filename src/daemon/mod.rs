@@ -21,6 +21,7 @@ use crate::blob::fetch::Fetcher;
 use crate::config::Config;
 use crate::keeper::protocol::FdName;
 use crate::keeper::{self, Held, STATE, State};
+use crate::layer::profile::Folder;
 use crate::layer::{LiveLayers, Parts};
 use crate::overlay::{self, options::Features};
 use crate::registry::{self, DockerConfig};
@@ -113,7 +114,7 @@ async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error
     if let Err(error) = held.ready() {
         tracing::warn!(%error, "the store was not told that this server is ready");
     }
-    tokio::spawn(give_signs_of_life(Arc::clone(held), layers));
+    tokio::spawn(give_signs_of_life(Arc::clone(held), Arc::clone(&layers)));
 
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let server = service::serve(snapshotter.clone(), incoming, async {
@@ -133,7 +134,8 @@ async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error
         tracing::warn!("connections still open are closed");
     }
     snapshotter.close().await;
-    Ok(())
+    let settled = tokio::task::spawn_blocking(move || layers.settle()).await;
+    settled.map_err(|error| Error::Setup(io::Error::other(error)))
 }
 
 /// Tells the store that this server lives, as long as that is so: the runtime runs this, and every FUSE
@@ -174,6 +176,8 @@ fn layers(config: &Config, root: &Path, held: Arc<Held>) -> Result<Arc<LiveLayer
         held,
         serve: config.fuse.options(Handle::current()),
         config: config.layers.clone(),
+        profiles: Folder::new(root),
+        profile: config.profile.clone(),
     };
     LiveLayers::new(parts).map_err(Error::Setup)
 }

@@ -7,7 +7,9 @@ mod devices;
 mod flight;
 mod images;
 mod live;
+pub mod profile;
 mod resolve;
+mod start;
 mod sweep;
 
 use std::path::{Path, PathBuf};
@@ -137,6 +139,12 @@ pub trait Layers: Send + Sync {
     ) -> BoxFuture<'a, Result<Vec<Unlisted>, NotLazy>> {
         let _ = (target, below);
         std::future::ready(Ok(Vec::new())).boxed()
+    }
+
+    /// A container is about to start on the layers mounted at these folders, topmost first; folders
+    /// that are no layers' are passed over. Does not wait for anything.
+    fn starting(&self, stack: &[PathBuf]) {
+        let _ = stack;
     }
 
     /// Mounts a layer again from its record; never needs the network if the index is there. If it

@@ -70,9 +70,14 @@ impl Resolver {
 
     /// Starts on a layer, if it can be lazy at all, without waiting for it.
     pub(super) fn start(self: &Arc<Self>, image: &Reference, layer: &Descriptor) {
-        if self.promise(image, layer).is_ok() {
+        if self.can_be_lazy(image, layer) {
             drop(self.resolve(image, layer));
         }
+    }
+
+    /// Whether the manifest promises what a lazy layer needs.
+    pub(super) fn can_be_lazy(&self, image: &Reference, layer: &Descriptor) -> bool {
+        self.promise(image, layer).is_ok()
     }
 
     /// Sees to it that the layer's index is on disk; gives the digest of its TOC.

@@ -88,22 +88,27 @@ impl Layer {
         &self.fetcher
     }
 
-    /// Starts the prefetch up to the landmark and the background.
-    pub(in crate::blob) fn start(self: &Arc<Self>) {
-        let members = self.map.member_count();
-        if let Some(end) = self
-            .map
-            .prefetch_end()
-            .filter(|_| self.fetcher.config.prefetch)
-        {
-            let before = |member: &u32| {
-                self.map
-                    .member(MemberId(*member))
-                    .is_some_and(|member| member.offset < end)
-            };
-            self.want((0..members).take_while(before), Class::List);
+    /// Starts the prefetch up to the landmark.
+    pub(in crate::blob) fn start_landmark(self: &Arc<Self>) {
+        if self.fetcher.config.prefetch {
+            self.want(self.landmark_members(), Class::List);
         }
+    }
+
+    /// The members before the landmark.
+    pub(in crate::blob) fn landmark_members(&self) -> impl Iterator<Item = u32> {
+        let end = self.map.prefetch_end().unwrap_or(0);
+        let before = move |member: &u32| {
+            let place = self.map.member(MemberId(*member));
+            place.is_some_and(|member| member.offset < end)
+        };
+        (0..self.map.member_count()).take_while(before)
+    }
+
+    /// Gives the background all that is missing.
+    pub(in crate::blob) fn start_background(self: &Arc<Self>) {
         if self.fetcher.config.background {
+            let members = self.map.member_count();
             self.plan.lock().add_rest(0..members);
             self.fetcher.add_background(self);
         }

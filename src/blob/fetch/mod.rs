@@ -40,7 +40,7 @@ use crate::blob::cache::Cache;
 use crate::blob::size::ByteSize;
 
 use flight::Flights;
-use limit::{LastMiss, RateLimit, RightOfWay};
+use limit::{Arriving, LONGEST_WAIT, LastMiss, RateLimit, RightOfWay};
 pub(super) use plan::Class;
 
 pub(super) use layer::Layer;
@@ -104,7 +104,10 @@ pub struct Fetcher {
     /// neither holds up the other.
     budget: [(Arc<Semaphore>, u32); 2],
     rate: RateLimit,
-    way: RightOfWay,
+    /// Readers that wait.
+    way: Arc<RightOfWay>,
+    /// What is known to be needed at a start.
+    lists: Arc<RightOfWay>,
     last_miss: LastMiss,
     background: Mutex<Background>,
     next_layer: AtomicU64,
@@ -137,7 +140,8 @@ impl Fetcher {
             connections: Arc::new(Semaphore::new(config.max_connections_total.get() as usize)),
             budget: [budget(), budget()],
             rate: RateLimit::new(config.rate_limit.0),
-            way: RightOfWay::default(),
+            way: Arc::default(),
+            lists: Arc::default(),
             last_miss: LastMiss::new(),
             background: Mutex::default(),
             next_layer: AtomicU64::new(0),
@@ -149,6 +153,15 @@ impl Fetcher {
     #[must_use]
     pub fn cache(&self) -> &Arc<Cache> {
         &self.cache
+    }
+
+    /// While what this yields lives, the background begins no new request and hardly goes on with
+    /// those it has: a start is under way, and more of it is known than has been asked for.
+    #[must_use]
+    pub fn precede(&self) -> Precedence {
+        Precedence {
+            _arriving: self.lists.enter(),
+        }
     }
 
     /// Waits until `bytes` more may be in flight. Who asks for more than there is waits for all.
@@ -196,6 +209,7 @@ impl Fetcher {
     /// Works on what layers have left, until none has.
     async fn run_background(self: Arc<Self>) {
         loop {
+            self.lists.give(LONGEST_WAIT).await;
             let turn = {
                 let mut background = self.background.lock();
                 let turn = self.claim_background(&mut background);
@@ -250,6 +264,11 @@ enum Turn {
     /// Enough is under way while readers wait.
     Wait,
     Done,
+}
+
+/// See [`Fetcher::precede`].
+pub struct Precedence {
+    _arriving: Arriving,
 }
 
 impl std::fmt::Debug for Fetcher {

@@ -18,6 +18,7 @@ mod links;
 mod mapped;
 mod members;
 mod names;
+mod paths;
 mod slots;
 mod tree;
 mod view;

@@ -3,6 +3,7 @@
 mod damage;
 mod file;
 mod model;
+mod paths;
 mod scale;
 mod unpacked;
 
