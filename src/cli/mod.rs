@@ -8,6 +8,8 @@ mod fsck;
 mod mount;
 mod profile;
 mod serve;
+mod stop;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -33,6 +35,8 @@ Configuration of containerd and of crfs is described in the README.";
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Stop(stop::Args),
+    Upgrade(upgrade::Args),
     Convert(convert::Args),
     Mount(mount::Args),
     Profile(profile::Args),
@@ -45,6 +49,8 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Serve(args) => serve::run(args),
+        Command::Stop(args) => stop::run(args),
+        Command::Upgrade(args) => upgrade::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Mount(args) => mount::run(args),
         Command::Profile(args) => profile::run(args),
