@@ -78,7 +78,7 @@ struct Mount {
     tree: Arc<LayerFs>,
     blob: Arc<Blob>,
     served: Served,
-    /// Whether a container has been started on it.
+    /// Whether anything has read it since it was mounted.
     is_started: bool,
 }
 
@@ -123,16 +123,16 @@ impl LiveLayers {
         let allowed = parts.config.allow_unverified.clone();
         let resolver = Resolver::new(parts.client.clone(), parts.indexes.clone(), allowed);
         let images = Images::new(parts.client.clone(), Arc::clone(&resolver));
-        let devices = Devices::new(
-            Arc::clone(&parts.mounter),
-            Arc::clone(&parts.held),
-            Arc::clone(&parts.state),
-        );
         let profiles = Arc::new(parts.profiles.clone());
         if let Err(error) = profiles.sweep(parts.profile.keep) {
             tracing::warn!(%error, "old profiles stay");
         }
         let recorder = Recorder::new(Arc::clone(&profiles), parts.profile.clone());
+        let devices = Devices::new(
+            Arc::clone(&parts.mounter),
+            Arc::clone(&parts.held),
+            Arc::clone(&parts.state),
+        );
         Ok(Arc::new_cyclic(|me| Self {
             me: me.clone(),
             profiles,
@@ -232,6 +232,8 @@ impl LiveLayers {
         if !record.unlisted.is_empty() {
             tree.set_unlisted(record.unlisted.clone());
         }
+        // Of a mount that is taken over the kernel has pages already.
+        let is_started = self.devices.is_handed_over(target);
         let served = self.serve(record, &tree, target).await?;
         if start.is_none() {
             blob.prefetch_landmark();
@@ -243,7 +245,7 @@ impl LiveLayers {
             tree,
             blob,
             served,
-            is_started: false,
+            is_started,
         };
         let mut mounts = self.mounts.lock();
         mounts.insert(target.to_owned(), mount);

@@ -10,8 +10,8 @@ fn paths_lead_to_chunks_and_chunks_to_paths() {
     let of = |name, size, chunks| entry(name, EntryKind::File { size, chunks });
     let index = index(&[
         of("big", 20, &at),
-        dir("a/"),
-        dir("a/b/"),
+        dir("a"),
+        dir("a/b"),
         of("a/b/deep", 5, &one),
         of("a/z", 5, &two),
         link("a/also", "big"),
