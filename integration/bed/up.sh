@@ -9,7 +9,7 @@
 #   --rtt-ms N, --mbit N     the registry behaves as if it were that far away
 #
 # Lines on standard input are commands: `crfs start|stop|kill|crash`, `containerd start|stop|kill`, `clear` (end all
-# containers), `fresh` (both anew, with nothing that was before). Each is answered with KEY=VALUE lines and at last OK=1 or FAILED=1.
+# containers). Each is answered with KEY=VALUE lines and at last OK=1 or FAILED=1.
 # FOLDER/node/crfs.toml is the configuration of crfs: what is there already is used, else the background fetch is off.
 # The mounts are made in the caller's mount namespace: run the caller by pen.sh.
 set -euo pipefail
@@ -60,13 +60,6 @@ up_containerd_values() {
 		"$containerd_pid" "$node_socket" "$node_folder/logs/containerd.log" "$node_ctr" "$node_namespace"
 }
 
-# up_fresh: containerd and crfs start again, and know of nothing that was before.
-up_fresh() {
-	node_stop
-	rm -rf --one-file-system "$node_folder/containerd" "$node_folder/run" "$crfs_root"
-	crfs_start && up_crfs_values && containerd_start && up_containerd_values
-}
-
 # up_command WORDS: one line of standard input.
 up_command() {
 	case $* in
@@ -78,7 +71,6 @@ up_command() {
 	"containerd stop") containerd_stop ;;
 	"containerd kill") containerd_kill ;;
 	clear) node_clear ;;
-	fresh) up_fresh ;;
 	*) return 1 ;;
 	esac
 }
