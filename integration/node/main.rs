@@ -21,6 +21,7 @@ mod fs_scale;
 mod health;
 mod layer_formats;
 mod lazy_run;
+mod many_files;
 mod mixed;
 mod random_tree;
 mod registry_docker;

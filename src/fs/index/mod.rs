@@ -19,6 +19,7 @@ mod mapped;
 mod members;
 mod names;
 mod slots;
+mod spill;
 mod tree;
 mod view;
 mod write;
@@ -47,7 +48,8 @@ pub fn build(
     blob: Digest,
     path: &Path,
 ) -> Result<(), Error> {
-    let mut tree = tree::Tree::new(blob);
+    let folder = path.parent().unwrap_or_else(|| Path::new("."));
+    let mut tree = tree::Tree::new(blob, folder);
     toc.for_each::<Error>(limits, data_end, &mut |entry| tree.add(&entry))?;
     tree.finish()?;
     let source = write::Source {
