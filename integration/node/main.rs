@@ -22,6 +22,7 @@ mod health;
 mod layer_formats;
 mod lazy_run;
 mod many_files;
+mod many_layers;
 mod mixed;
 mod random_tree;
 mod registry_docker;
