@@ -21,6 +21,8 @@ mod fs_scale;
 mod health;
 mod layer_formats;
 mod lazy_run;
+mod many_files;
+mod many_layers;
 mod mixed;
 mod profile;
 mod random_tree;

@@ -120,8 +120,8 @@ impl LiveLayers {
     /// The folder cannot be made.
     pub fn new(parts: Parts) -> io::Result<Arc<Self>> {
         std::fs::create_dir_all(&parts.indexes)?;
-        let allowed = parts.config.allow_unverified.clone();
-        let resolver = Resolver::new(parts.client.clone(), parts.indexes.clone(), allowed);
+        let (client, indexes) = (parts.client.clone(), parts.indexes.clone());
+        let resolver = Resolver::new(client, indexes, &parts.config);
         let images = Images::new(parts.client.clone(), Arc::clone(&resolver));
         let profiles = Arc::new(parts.profiles.clone());
         if let Err(error) = profiles.sweep(parts.profile.keep) {

@@ -9,6 +9,7 @@ mod images;
 mod live;
 pub mod profile;
 mod resolve;
+mod spool;
 mod start;
 mod sweep;
 
@@ -18,19 +19,33 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+use crate::blob::ByteSize;
 use crate::fs::Unlisted;
 use crate::oci::{Digest, LayerLabels};
+use crate::stargz::Limits;
 
 pub use devices::{is_layer, unmount};
 pub use live::{LiveLayers, Parts};
 
 /// Section `[layers]` of the configuration.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Repositories (`host/name`) whose layers may be read lazily although nothing promises their
     /// content: legacy stargz, or eStargz without the TOC digest annotation. Default: none.
     pub allow_unverified: Vec<String>,
+    /// The longest table of contents of a layer, uncompressed, in bytes; above it a layer is not
+    /// lazy. A million files need about 310 MB. Default: 1 GiB.
+    pub max_toc: ByteSize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            allow_unverified: Vec::new(),
+            max_toc: ByteSize(Limits::default().toc_json),
+        }
+    }
 }
 
 /// What has to be known of a lazy layer to mount it again: after a restart, without a registry.

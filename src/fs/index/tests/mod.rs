@@ -66,7 +66,7 @@ struct Built {
 fn built(entries: &[Entry<'_>]) -> Result<Built, Error> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("index");
-    let mut tree = Tree::new(Digest::of(b"blob"));
+    let mut tree = Tree::new(Digest::of(b"blob"), folder.path());
     for entry in entries {
         tree.add(entry)?;
     }
