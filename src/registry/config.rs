@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Folders, joined by `:`, in which containerd's `HOST/hosts.toml` files are looked for: mirrors,
+    /// CAs, client certificates. Read again when they change. Default: `/etc/containerd/certs.d`;
+    /// empty is none.
+    pub config_path: String,
     /// Hosts (`host` or `host:port`) spoken to over plain HTTP. Loopback hosts always are.
     /// Default: none.
     pub plain_http: Vec<String>,
@@ -47,6 +51,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            config_path: "/etc/containerd/certs.d".to_owned(),
             plain_http: Vec::new(),
             allow_private: Vec::new(),
             connect_timeout: Duration::from_secs(10),

@@ -17,6 +17,7 @@ use crate::registry::*;
 /// Limits small enough to run into.
 fn impatient() -> Config {
     Config {
+        config_path: String::new(),
         progress_timeout: Duration::from_millis(400),
         deadline: Duration::from_secs(8),
         retries: 4,
