@@ -17,8 +17,8 @@ pub struct Config {
     /// Default: none.
     pub plain_http: Vec<String>,
     /// Host names and addresses, without port, that a redirect or a token service may lead to
-    /// although they are loopback, link-local or private. Default: none; a registry that is itself
-    /// on such an address may lead to others of the same kind.
+    /// although they are loopback, link-local or private. Default: none; a registry or mirror that
+    /// is itself on a loopback or private address may lead to others of the same kind.
     pub allow_private: Vec<String>,
     /// Longest wait for a connection, TLS included. Default: 10 s.
     #[serde(with = "humantime_serde")]

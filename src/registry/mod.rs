@@ -32,6 +32,8 @@ mod transport;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
+mod testing_pki;
+#[cfg(test)]
 mod tests;
 
 pub use client::{Client, Fetched};

@@ -2,8 +2,10 @@
 
 mod auth;
 mod faults;
+mod mirrors;
 mod push;
 mod redirects;
+mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;
