@@ -14,6 +14,10 @@ mod bed;
 mod cache;
 mod cli;
 mod cli_mount;
+#[path = "../../src/registry/testing.rs"]
+mod fake_registry;
+mod fault_h2;
+mod faulty;
 mod fs_layer;
 mod fs_mount;
 mod fs_overlay;
@@ -24,9 +28,14 @@ mod lazy_run;
 mod many_files;
 mod many_layers;
 mod mixed;
+#[path = "../../src/registry/testing_pki.rs"]
+mod pki;
 mod profile;
 mod random_tree;
 mod registry_docker;
+mod registry_faults;
+mod registry_hosts;
+mod registry_proxy;
 mod round_trips;
 mod same_tree;
 mod seed_estale;

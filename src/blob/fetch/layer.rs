@@ -397,10 +397,12 @@ impl Layer {
     fn corrupt(self: &Arc<Self>, member: u32, what: String) {
         Counters::add(&self.counters.corrupt, 1);
         let blob = self.source.digest();
-        let offset = self
-            .map
-            .member(MemberId(member))
-            .map_or(0, |member| member.offset);
+        let place = self.map.member(MemberId(member));
+        let offset = place.as_ref().map_or(0, |member| member.offset);
+        if let Some(place) = place {
+            self.source
+                .was_wrong(place.offset..place.offset.saturating_add(place.len));
+        }
         let attempts = {
             let mut attempts = self.attempts.lock();
             let count = attempts.entry(member).or_insert(0);
