@@ -7,6 +7,7 @@ mod convert;
 mod fsck;
 mod mount;
 mod serve;
+mod status;
 mod stop;
 mod upgrade;
 
@@ -33,6 +34,7 @@ Configuration of containerd and of crfs is described in the README.";
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Status(status::Args),
     Stop(stop::Args),
     Upgrade(upgrade::Args),
     Convert(convert::Args),
@@ -46,6 +48,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Serve(args) => serve::run(args),
+        Command::Status(args) => status::run(args),
         Command::Stop(args) => stop::run(args),
         Command::Upgrade(args) => upgrade::run(args),
         Command::Convert(args) => convert::run(args),

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::fs::Unlisted;
 use crate::oci::{Digest, LayerLabels};
 
-pub use devices::{is_layer, unmount};
+pub use devices::{Health, is_layer, unmount};
 pub use live::{LiveLayers, Parts};
 
 /// Section `[layers]` of the configuration.
