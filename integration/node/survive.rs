@@ -29,6 +29,9 @@ fn containers_read_on_while_the_server_is_killed() {
         }
     });
     println!("{kills} kills in {:?}", start.elapsed());
+    // Nothing in it is met by a pattern that somebody kills daemons by.
+    let keeper = format!("/proc/{}/cmdline", node.keeper().as_raw_nonzero());
+    assert_eq!(std::fs::read(keeper).unwrap(), b"fd-keeper\0");
     assert_eq!(lazy_roots(&node.bed.crfs_root()).len(), 4);
     node.bed.relay("POST", "link?rtt_ms=0&mbit=0");
     node.judge("killed");
@@ -51,6 +54,7 @@ fn containers_read_on_while_the_server_is_replaced_and_the_keeper_killed() {
         for _ in 0..if bed::long() { 100 } else { 10 } {
             bed::crfs(&["upgrade", CRFS, "--root", &root]);
             server = node.wait_for_another(server);
+            pause();
         }
         let why = bed::crfs_refuses(&["upgrade", "/bin/false", "--root", &root]);
         assert!(why.contains("back to the old"), "{why}");

@@ -64,6 +64,10 @@ impl Fetching {
 
 impl Drop for Fetching {
     fn drop(&mut self) {
+        // The reply, dropped as well, answers EIO.
+        if std::thread::panicking() {
+            self.0.panic();
+        }
         self.0.fetching.fetch_sub(1, Ordering::SeqCst);
     }
 }

@@ -43,6 +43,17 @@ pub fn is_server() -> bool {
         .any(|name| std::env::var_os(name).is_some())
 }
 
+/// Tells whoever started this server why it ends: the last words in `crfs status` and `systemctl status`.
+pub fn tell_failure(why: &str) {
+    let told = Notify::from_env().and_then(|store| match store {
+        Some(store) => store.status(&format!("failed: {}", why.replace('\n', " "))),
+        None => Ok(()),
+    });
+    if let Err(error) = told {
+        tracing::debug!(%error, "the store was not told why this server ends");
+    }
+}
+
 impl Held {
     /// Takes over what the store handed to this process, and the lock of the one server below `root`.
     /// Without a store everything works, and nothing survives.

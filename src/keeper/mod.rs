@@ -27,7 +27,7 @@ mod state;
 pub use client::{Attach, front, is_there, let_go, state, stop, upgrade};
 pub use control::Program;
 pub use folder::Folder;
-pub use held::{Held, is_server};
+pub use held::{Held, is_server, tell_failure};
 pub use process::run_if_keeper;
 pub use state::{Mount, Open, OpenFile, Opened, Phase, State};
 
