@@ -8,6 +8,7 @@ mod fsck;
 mod mount;
 mod profile;
 mod serve;
+mod status;
 mod stop;
 mod upgrade;
 
@@ -35,6 +36,7 @@ Configuration of containerd and of crfs is described in the README.";
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Status(status::Args),
     Stop(stop::Args),
     Upgrade(upgrade::Args),
     Convert(convert::Args),
@@ -49,6 +51,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Serve(args) => serve::run(args),
+        Command::Status(args) => status::run(args),
         Command::Stop(args) => stop::run(args),
         Command::Upgrade(args) => upgrade::run(args),
         Command::Convert(args) => convert::run(args),

@@ -29,7 +29,7 @@ use tokio::runtime::Handle;
 use tracing::warn;
 
 use crate::fs::attr::{absent, attributes, file_type};
-use crate::fs::counters::Counters;
+use crate::fs::counters::{Counters, Fetching};
 use crate::fs::{Error, Ino, LayerFs, Reading};
 
 /// Node ids are never used for anything else, so one generation is enough.
@@ -78,6 +78,7 @@ impl Adapter {
             let layer = self.fs.index().blob();
             warn!(%layer, request, ino = ino.0, "a callback panicked, its request got EIO");
         }
+        self.counters.park();
     }
 
     /// What the kernel is told of an error, which is counted and logged if it is a failure.
@@ -96,6 +97,7 @@ impl Adapter {
                 self.counters.miss();
                 let (fs, counters) = (Arc::clone(&self.fs), Arc::clone(&self.counters));
                 let deadline = self.read_deadline;
+                let fetching = Fetching::new(&self.counters);
                 self.runtime.spawn(async move {
                     let bytes = tokio::time::timeout(deadline, bytes).await;
                     match bytes.unwrap_or(Err(Error::Deadline(deadline))) {
@@ -105,6 +107,7 @@ impl Adapter {
                             reply.error(counters.refuse(layer, "read", ino.0, &error));
                         }
                     }
+                    drop(fetching);
                 });
             }
             Err(error) => reply.error(self.refuse("read", ino, &error)),

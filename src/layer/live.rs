@@ -23,6 +23,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -32,7 +33,7 @@ use crate::blob::fetch::Fetcher;
 use crate::blob::{Blob, ReadAt as _};
 use crate::fs::{self, Below, Index, LayerFs, ServeOptions, Served, Turns, Unlisted};
 use crate::keeper::{Held, State};
-use crate::layer::devices::Devices;
+use crate::layer::devices::{Devices, Health};
 use crate::layer::flight::Flights;
 use crate::layer::images::Images;
 use crate::layer::profile::{self, Folder, Recorder};
@@ -152,8 +153,53 @@ impl LiveLayers {
         }))
     }
 
-    /// Whether every mount has answered something since the last call, or has nothing to answer here:
-    /// no FUSE thread waits for the network, so one that is at the same request still is stuck.
+    /// Serves a mount that a predecessor left, if its index is on disk: nothing is fetched, so it is
+    /// fit for the first moments of a start. `false`: it is left to [`Layers::restore`].
+    pub async fn take_over(&self, record: &LayerRecord, target: &Path) -> bool {
+        match self.attach(record, target, None).await {
+            Ok(Attached::Mounted) => true,
+            Ok(Attached::NoIndex(error)) => {
+                tracing::warn!(layer = %record.layer, %error, "no usable index, not taken over yet");
+                false
+            }
+            Err(error) => {
+                tracing::warn!(layer = %record.layer, %error, "not taken over yet");
+                false
+            }
+        }
+    }
+
+    /// What became of mounts since this process started, and of reads on those it serves now.
+    pub fn health(&self) -> Health {
+        let mut health = self.devices.health();
+        for mount in self.mounts.lock().values() {
+            let counts = mount.served.counts();
+            health.mounts += 1;
+            health.failures += counts.failures;
+            health.deadlines += counts.deadlines;
+            health.panics += counts.panics;
+        }
+        health
+    }
+
+    /// For the end on a kernel that does not repeat requests: answers what was read, reads no more, and
+    /// leaves the rest to the next server. Says how many requests were left unanswered at the limit.
+    pub async fn settle(&self, limit: Duration) -> u64 {
+        let until = Instant::now() + limit;
+        loop {
+            let left: u64 = {
+                let mounts = self.mounts.lock();
+                mounts.values().map(|mount| mount.served.settle()).sum()
+            };
+            if left == 0 || Instant::now() > until {
+                return left;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Whether every mount's queue has moved since the last call, or is empty. No FUSE thread waits for the
+    /// network: one that is at the same request still is stuck, and so is a mount whose requests nobody reads.
     pub fn are_moving(&self) -> bool {
         let now: HashMap<_, _> = self
             .mounts

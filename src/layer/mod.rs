@@ -24,7 +24,7 @@ use crate::fs::Unlisted;
 use crate::oci::{Digest, LayerLabels};
 use crate::stargz::Limits;
 
-pub use devices::{is_layer, unmount};
+pub use devices::{Health, is_layer, unmount};
 pub use live::{LiveLayers, Parts};
 
 /// Section `[layers]` of the configuration.

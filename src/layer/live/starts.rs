@@ -173,7 +173,7 @@ impl LiveLayers {
     }
 
     /// Writes down what is being recorded. Blocks.
-    pub fn settle(&self) {
+    pub fn save_profiles(&self) {
         self.recorder.settle();
     }
 }
