@@ -16,6 +16,7 @@
 //! Nothing here is state: mounts are taken over or made again ([`super::devices`]) from the snapshots'
 //! records.
 
+mod pulse;
 mod starts;
 
 use std::collections::HashMap;
@@ -23,7 +24,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -33,7 +33,7 @@ use crate::blob::fetch::Fetcher;
 use crate::blob::{Blob, ReadAt as _};
 use crate::fs::{self, Below, Index, LayerFs, ServeOptions, Served, Turns, Unlisted};
 use crate::keeper::{Held, State};
-use crate::layer::devices::{Devices, Health};
+use crate::layer::devices::Devices;
 use crate::layer::flight::Flights;
 use crate::layer::images::Images;
 use crate::layer::profile::{self, Folder, Recorder};
@@ -167,52 +167,6 @@ impl LiveLayers {
                 false
             }
         }
-    }
-
-    /// What became of mounts since this process started, and of reads on those it serves now.
-    pub fn health(&self) -> Health {
-        let mut health = self.devices.health();
-        for mount in self.mounts.lock().values() {
-            let counts = mount.served.counts();
-            health.mounts += 1;
-            health.failures += counts.failures;
-            health.deadlines += counts.deadlines;
-            health.panics += counts.panics;
-        }
-        health
-    }
-
-    /// For the end on a kernel that does not repeat requests: answers what was read, reads no more, and
-    /// leaves the rest to the next server. Says how many requests were left unanswered at the limit.
-    pub async fn settle(&self, limit: Duration) -> u64 {
-        let until = Instant::now() + limit;
-        loop {
-            let left: u64 = {
-                let mounts = self.mounts.lock();
-                mounts.values().map(|mount| mount.served.settle()).sum()
-            };
-            if left == 0 || Instant::now() > until {
-                return left;
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    }
-
-    /// Whether every mount's queue has moved since the last call, or is empty. No FUSE thread waits for the
-    /// network: one that is at the same request still is stuck, and so is a mount whose requests nobody reads.
-    pub fn are_moving(&self) -> bool {
-        let now: HashMap<_, _> = self
-            .mounts
-            .lock()
-            .values()
-            .map(|mount| (mount.served.device(), mount.served.turns()))
-            .collect();
-        let mut looked = self.looked.lock();
-        let is_stuck =
-            |(device, turns): (&DeviceId, &Turns)| turns.is_stuck_since(looked.get(device));
-        let moving = !now.iter().any(is_stuck);
-        *looked = now;
-        moving
     }
 
     async fn mount_named(
