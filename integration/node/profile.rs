@@ -131,8 +131,11 @@ async fn what_a_start_has_read_is_there_at_the_next_one() {
     let mut daemon = Serve::start(&folder, FOREGROUND_ONLY, &[]);
     let client = daemon.client().await;
     bed::wait_for("the layers", 20, || serve::lazy_mounts(&root).len() == 2);
+    bed.relay("POST", "reset");
     let lower = start(&client, "ns/2/again", &names).await;
     wait_for_silence(&bed);
+    assert!(bed.bytes_served() > (START.len() * FILE) as u64);
+    assert_eq!(bed.requests_served(), 5, "nothing but the profile");
     bed.relay("POST", "down?on=1");
     read(&lower, &START);
     bed.relay("POST", "down?on=0");
