@@ -64,6 +64,7 @@ pub enum Error {
 /// # Errors
 /// Something that is needed to start is missing, broken, or in another daemon's hands.
 pub fn run(config: Config) -> Result<(), Error> {
+    crate::fs::settle_memory();
     let runtime = runtime()?;
     let done = runtime.block_on(serve(config));
     runtime.shutdown_timeout(LEFT_OVERS);
