@@ -1,9 +1,10 @@
 //! Composition: build bottom-up, restore, bind, serve, drain.
 //!
-//! [`run`] is `crfs serve`, [`look`] is `crfs mount`: the same layers with and without containerd.
+//! [`run`] is `crfs serve` in the end, behind its [`front()`], [`look`] is `crfs mount`: the same layers with and without containerd.
 //! Start-up needs no network: what is on disk is served at once, and a layer that cannot be is
 //! mounted later, in the background, while everything else works.
 
+mod front;
 pub mod look;
 
 use std::io;
@@ -11,13 +12,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use front::{Stopped, front, stop, upgrade};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::blob::cache::Cache;
 use crate::blob::fetch::Fetcher;
 use crate::config::Config;
+use crate::keeper::protocol::FdName;
+use crate::keeper::{self, Held, STATE, State};
 use crate::layer::{LiveLayers, Parts};
 use crate::overlay::{self, options::Features};
 use crate::registry::{self, DockerConfig};
@@ -42,6 +45,12 @@ pub enum Error {
     /// The root folder cannot be used.
     #[error(transparent)]
     Root(#[from] store::Error),
+    /// The keeper cannot be used, or said no.
+    #[error(transparent)]
+    Keeper(#[from] keeper::Error),
+    /// A layer could not be unmounted.
+    #[error("unmounting layers: {0}")]
+    Unmount(#[source] io::Error),
     /// The cache cannot be used.
     #[error(transparent)]
     Cache(#[from] blob::cache::Error),
@@ -59,40 +68,55 @@ pub enum Error {
     Fault(String),
 }
 
-/// Runs the snapshotter until SIGTERM or SIGINT. Deletes and unmounts nothing at the end.
+/// Runs the snapshotter until SIGTERM or SIGINT, with what a predecessor left in the store's hands.
+/// Deletes and unmounts nothing at the end.
 ///
 /// # Errors
 /// Something that is needed to start is missing, broken, or in another daemon's hands.
 pub fn run(config: Config) -> Result<(), Error> {
     crate::fs::settle_memory();
+    let root = Root::claim(&config.root)?;
+    let held = Arc::new(Held::take_over(&config.root)?);
+    held.guard(Path::new("/proc/self/exe"))?;
     let runtime = runtime()?;
-    let done = runtime.block_on(serve(config));
-    runtime.shutdown_timeout(LEFT_OVERS);
+    let done = runtime.block_on(serve(config, root, &held));
+    // One that fails is to be started again. The store need not know, if it is gone.
+    if done.is_ok() {
+        let _ = held.stopping();
+    }
+    // Not shut down: that would drop the reads under way, and a reply that is dropped is an error. The
+    // process ends, and they wait for the next server.
+    std::mem::forget(runtime);
     done
 }
 
-async fn serve(config: Config) -> Result<(), Error> {
+async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error> {
     let mut end = Signals::new().map_err(Error::Setup)?;
-    let root = Root::claim(&config.root)?;
-    let layers = layers(&config, &config.root)?;
+    let layers = layers(&config, &config.root, Arc::clone(held))?;
     let faults = Faults::from_env().map_err(Error::Fault)?;
     let parts = snapshotter::Parts {
         root,
-        layers,
+        layers: Arc::clone(&layers) as _,
         overlay: Features::detect(),
         faults,
     };
     let snapshotter = Snapshotter::open(parts).await?;
-    let listener = service::socket::bind(&config.address)?;
+    let listener = held.listener(&config.address, |path| {
+        service::socket::bind(path).map_err(Error::from)
+    })?;
+    let incoming = service::socket::incoming(listener).map_err(Error::Setup)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         root = %config.root.display(),
         address = %config.address.display(),
         "serving"
     );
+    if let Err(error) = held.ready() {
+        tracing::warn!(%error, "the store was not told that this server is ready");
+    }
+    tokio::spawn(give_signs_of_life(Arc::clone(held), layers));
 
     let (stop, stopped) = tokio::sync::oneshot::channel();
-    let incoming = UnixListenerStream::new(listener);
     let server = service::serve(snapshotter.clone(), incoming, async {
         // An error means that the sender is gone: an end as well.
         let _ = stopped.await;
@@ -113,14 +137,42 @@ async fn serve(config: Config) -> Result<(), Error> {
     Ok(())
 }
 
+/// Tells the store that this server lives, as long as that is so: the runtime runs this, and every FUSE
+/// thread gets on. A server that is silent is killed, and its successor takes over.
+async fn give_signs_of_life(held: Arc<Held>, layers: Arc<LiveLayers>) {
+    let Some(interval) = Held::watchdog_interval() else {
+        return;
+    };
+    loop {
+        tokio::time::sleep(interval / 2).await;
+        if !layers.are_moving() {
+            tracing::error!("a FUSE thread hangs: this server will be replaced");
+        } else if let Err(error) = held.watchdog() {
+            tracing::warn!(%error, "no sign of life given to the store");
+        }
+    }
+}
+
+/// What cannot be derived of the mounts, from a predecessor if there was one. A table that cannot be read
+/// costs the mounts, not the start.
+fn state(held: &Held) -> Result<State, keeper::Error> {
+    held.state().or_else(|error| {
+        tracing::error!(%error, "mounts of the server before cannot be taken over");
+        held.remove(&FdName::new(STATE)?)?;
+        held.state()
+    })
+}
+
 /// The lazy layers of a node, with what they need, in the folder `root`.
-fn layers(config: &Config, root: &Path) -> Result<Arc<LiveLayers>, Error> {
+fn layers(config: &Config, root: &Path, held: Arc<Held>) -> Result<Arc<LiveLayers>, Error> {
     let cache = Arc::new(Cache::open(&root.join("cache"), &config.cache)?);
     let parts = Parts {
         indexes: root.join("indexes"),
         client: client(config),
         fetcher: Fetcher::new(cache, config.fetch.clone(), Handle::current()),
         mounter: Arc::new(overlay::System),
+        state: Arc::new(state(&held)?),
+        held,
         serve: config.fuse.options(Handle::current()),
         config: config.layers.clone(),
     };
