@@ -260,12 +260,12 @@ async fn mounted(files: usize, compare: bool) {
         run("umount", &["-l", &mount.display().to_string()]);
     }
     let most = Duration::from_millis(500 + files as u64 * 3 / 1000);
-    // Twice what is promised of a quiet machine.
-    assert!(unknown < most * 2, "{unknown:?}");
-    assert!(known < Duration::from_millis(100), "{known:?}");
-    // Another 20 bytes for each file, and no more.
+    // Several times what is promised of a quiet machine.
+    assert!(unknown < most * 4, "{unknown:?}");
+    assert!(known < Duration::from_millis(250), "{known:?}");
+    // What a daemon has that does anything, and 60 bytes for each file.
     assert!(
-        anonymous < 20 + files as u64 * 60 / MANY as u64,
+        anonymous < 28 + files as u64 * 60 / MANY as u64,
         "{anonymous} MiB"
     );
 }

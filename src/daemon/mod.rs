@@ -89,6 +89,7 @@ pub enum Error {
 /// # Errors
 /// Something that is needed to start is missing, broken, or in another daemon's hands.
 pub fn run(config: Config) -> Result<(), Error> {
+    crate::fs::settle_memory();
     let root = Root::claim(&config.root)?;
     let held = Arc::new(Held::take_over(&config.root)?);
     held.guard(Path::new("/proc/self/exe"))?;

@@ -29,6 +29,7 @@ pub use counters::{Counters, Counts, Turns};
 pub use error::Error;
 pub use index::{Index, Ino, Inode, Kind};
 pub use layer_fs::{Item, LayerFs, Reading, Statfs};
+pub use memory::settle as settle_memory;
 pub use serve::{OpenMode, ServeError, ServeOptions, Served, serve};
 pub use unlisted::{Below, Unlisted, unlisted};
 

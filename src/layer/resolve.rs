@@ -31,9 +31,10 @@ const MIN_TAIL: u64 = 64 << 10;
 const MAX_TAIL: u64 = 1 << 20;
 /// The least that is read of a blob's end on the word of the manifest, in bytes.
 const MIN_HINTED: u64 = 4 << 10;
-/// A TOC compresses at least this well, if it is not there to fill disks: its digests are half of
-/// it, and have half of their letters' bits.
+/// A TOC compresses at least this well: its digests are hexadecimal, and its keys always the same.
 const RATIO: u64 = 2;
+/// How many TOCs are read at the same time: each takes up to 1 MiB until it is an index.
+const READERS: usize = 16;
 /// Compressed TOCs longer than this are worked on one at a time, in bytes: together, those of an
 /// image's layers would need several times the memory.
 const LARGE: u64 = 4 << 20;
@@ -49,6 +50,8 @@ pub(super) struct Resolver {
     /// Repositories (`host/name`) whose layers may be read without digests.
     allow_unverified: Vec<String>,
     layers: Flights<Digest, Digest>,
+    /// Whose turn it is to be read: all layers of an image are announced at once.
+    readers: Semaphore,
     /// Whose turn it is among large TOCs.
     large: Semaphore,
 }
@@ -65,6 +68,7 @@ impl Resolver {
             },
             allow_unverified: config.allow_unverified.clone(),
             layers,
+            readers: Semaphore::new(READERS),
             large: Semaphore::new(1),
         })
     }
@@ -142,6 +146,7 @@ impl Resolver {
         layer: &Descriptor,
         promise: Promise,
     ) -> Result<Digest, NotLazy> {
+        let _reader = self.readers.acquire().await;
         let source = self.client.blob(image, layer.digest, layer.size);
         let source = source.map_err(|error| NotLazy::Registry(error.to_string()))?;
         let most = self.limits.toc_json / RATIO;
