@@ -1,10 +1,9 @@
 # shellcheck shell=bash
-# A private docker-registry on a loopback port, with the counting relay in front of it.
+# A private docker-registry on a port of its own, and the counting relay in front of it.
 
-# registry_start FOLDER [RELAY-OPTION...]: sets registry_direct and registry_address (through the relay).
-registry_start() {
-	local folder=$1
-	shift
+# registry_serve FOLDER [IP]: the registry alone. Sets registry_direct.
+registry_serve() {
+	local folder=$1 ip=${2:-127.0.0.1}
 	mkdir -p "$folder/data"
 	cat >"$folder/config.yml" <<-YAML
 		version: 0.1
@@ -13,14 +12,20 @@ registry_start() {
 		  filesystem: {rootdirectory: $folder/data}
 		  delete: {enabled: true}
 		  cache: {blobdescriptor: inmemory}
-		http: {addr: "127.0.0.1:0", secret: bed}
+		http: {addr: "$ip:0", secret: bed}
 	YAML
 	process_start "$folder/registry.log" env OTEL_TRACES_EXPORTER=none "$registry_bin" serve "$folder/config.yml"
 	registry_pid=$process_pid
 	process_wait "$registry_pid" 20 grep -q 'listening on' "$folder/registry.log" ||
 		process_lost docker-registry "$folder/registry.log"
 	registry_direct=$(sed -nE 's/.*listening on ([0-9.:]+).*/\1/p' "$folder/registry.log" | tail -n 1)
+}
 
+# registry_start FOLDER [RELAY-OPTION...]: sets registry_direct and registry_address (through the relay).
+registry_start() {
+	local folder=$1
+	shift
+	registry_serve "$folder"
 	: >"$folder/relay.out"
 	process_start "$folder/relay.out" "$python" "$bed_folder/relay.py" "$registry_direct" --log "$folder/access.jsonl" "$@"
 	relay_pid=$process_pid

@@ -4,6 +4,8 @@
 # comes; then it takes everything down again and leaves only the logs.
 #
 #   --only registry          no containerd, no crfs
+#   --only node              no registry
+#   --listen IP              the registry there, without the relay
 #   --no-crfs                containerd and the registry only
 #   --server 'COMMAND'       another snapshotter in the place of crfs; {config}, {root} and {socket} are filled in
 #   --rtt-ms N, --mbit N     the registry behaves as if it were that far away
@@ -25,12 +27,20 @@ case ${1:--} in -*) up_usage ;; esac
 mkdir -p "$1"
 folder=$(realpath "$1")
 shift
-with_node=1 with_crfs=1 relay_options=()
+with_registry=1 with_node=1 with_crfs=1 listen='' relay_options=()
 crfs_server=("${CRFS_BIN:-$project/target/release/crfs}" serve --config '{config}' --root '{root}' --address '{socket}'
 	--log-level "${CRFS_BED_LOG_LEVEL:-info}")
 while [ $# -gt 0 ]; do
 	case $1 in
-	--only) with_node='' with_crfs='' && shift ;;
+	--only)
+		case ${2:-} in
+		registry) with_node='' with_crfs='' ;;
+		node) with_registry='' ;;
+		*) up_usage ;;
+		esac
+		shift
+		;;
+	--listen) listen=${2:?} && shift ;;
 	--no-crfs) with_crfs='' ;;
 	--server) read -ra crfs_server <<<"$2" && shift ;;
 	--rtt-ms | --mbit) relay_options+=("$1" "$2") && shift ;;
@@ -76,9 +86,15 @@ up_command() {
 }
 
 tools_for_bed
-registry_start "$folder/registry" "${relay_options[@]}"
-printf 'FOLDER=%s\nREGISTRY=%s\nREGISTRY_DIRECT=%s\nREGISTRY_LOG=%s\nREGISTRY_PID=%s\nRELAY_PID=%s\nPYTHON=%s\n' \
-	"$folder" "$registry_address" "$registry_direct" "$registry_log" "$registry_pid" "$relay_pid" "$python"
+printf 'FOLDER=%s\nPYTHON=%s\n' "$folder" "$python"
+if [ -n "$listen" ]; then
+	registry_serve "$folder/registry" "$listen"
+	printf 'REGISTRY_DIRECT=%s\nREGISTRY_PID=%s\nREGISTRY_OUTPUT=%s\n' "$registry_direct" "$registry_pid" "$folder/registry/registry.log"
+elif [ -n "$with_registry" ]; then
+	registry_start "$folder/registry" "${relay_options[@]}"
+	printf 'REGISTRY=%s\nREGISTRY_DIRECT=%s\nREGISTRY_LOG=%s\nREGISTRY_PID=%s\nRELAY_PID=%s\n' \
+		"$registry_address" "$registry_direct" "$registry_log" "$registry_pid" "$relay_pid"
+fi
 if [ -n "$with_node" ]; then
 	containerd_find
 	node_prepare "$folder/node" "${CRFS_BED_ID:-crfs-bed-$$-$RANDOM}"

@@ -11,6 +11,7 @@
 )]
 
 mod bed;
+mod bench;
 mod cache;
 mod cli;
 mod cli_mount;

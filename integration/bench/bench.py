@@ -1,0 +1,147 @@
+"""Measures crfs beside containerd's own overlayfs, and prints what came of it. Started by run.sh."""
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+
+import cold
+import images
+import micro
+import report
+import where
+from node import Failed, Registry, run
+
+MICRO = {"small": ("find", "cat"), "attributes": ("find", "cat"), "big": ("sequential", "random"), "smoke": ("find", "cat")}
+
+
+def arguments():
+    args = argparse.ArgumentParser(add_help=False)
+    args.add_argument("--folder", required=True)
+    args.add_argument("--layout", action="append", required=True, metavar="NAME=FOLDER")
+    args.add_argument("--crfs", required=True)
+    args.add_argument("--link", default="10:1000")
+    args.add_argument("--runs", type=int, default=3)
+    args.add_argument("--micro", action="store_true")
+    args.add_argument("--cold", default="")
+    args.add_argument("--json")
+    args.add_argument("--save")
+    args.add_argument("--how", default="")
+    return args.parse_args()
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+class Bench:
+    def __init__(self, args):
+        self.args, self.runs, self.count = args, [], itertools.count()
+        self.sections, self.samples, self.micro = [], [], []
+        rtt, _, mbit = args.link.partition(":")
+        self.link = float(rtt), float(mbit)
+
+    def folder(self, what):
+        return os.path.join(self.args.folder, f"{what}{next(self.count)}")
+
+    def show(self, text):
+        """A part of the result: printed, and kept for RESULTS.md."""
+        print(f"\n{text}\n", flush=True)
+        self.sections.append(text)
+
+    def publish(self, registry, image, layout):
+        registry.link(0, 0)
+        registry.push(layout, f"bench/{image.name}:plain")
+        registry.convert(self.args.crfs, layout, f"bench/{image.name}:lazy")
+        registry.link(*self.link)
+
+    def cold_starts(self, registry, image, layout):
+        """Alternating runs of all ways of one image."""
+        ways, mine = [cold.OVERLAYFS, cold.CRFS, cold.LEAN], []
+        if image.profile and self.profiled(registry, image, layout):
+            ways.append(cold.PROFILED)
+        for number in range(self.args.runs):
+            for way in ways:
+                one = cold.cold_start(self.folder("n"), registry, image, way)
+                say(f"   {image.name} {number + 1}/{self.args.runs} {way.name}: {one['total']:.2f} s, second {one['second']:.2f} s")
+                mine.append(one)
+        if len({one["said"] for one in mine}) != 1:
+            raise Failed(f"the ways do not agree on what {image.name} says: {sorted({one['said'] for one in mine})}")
+        self.runs += mine
+        self.show(f"## {image.name}: {image.about}\n\n{report.cold_table(mine)}\n\n{report.cpu_table(mine)}")
+        if where.available():
+            sampled = cold.cold_start(self.folder("n"), registry, image, cold.CRFS, sample=self.folder("p"))
+            self.samples.append({**sampled, "way": "crfs"})
+
+    def microbenchmarks(self, registry, layouts):
+        registry.link(0, 0)
+        for name, steps in MICRO.items():
+            if name not in layouts:
+                continue
+            self.micro += micro.measure(self.folder("m"), registry, images.IMAGES[name], steps)
+            say(f"   {name}: measured once cached")
+        self.show(f"## Once everything is cached\n\n{report.micro_table(self.micro)}")
+
+    def everything(self):
+        layouts = dict(given.split("=", 1) for given in self.args.layout)
+        with Registry(self.folder("r")) as registry:
+            for name, layout in layouts.items():
+                self.publish(registry, images.IMAGES[name], layout)
+            for name in filter(None, self.args.cold.split(",")):
+                self.cold_starts(registry, images.IMAGES[name], layouts[name])
+            if self.samples:
+                self.show(f"## Where crfs's CPU seconds went, sampled\n\n{report.jobs_table(self.samples)}")
+            if self.args.micro:
+                self.microbenchmarks(registry, layouts)
+        if self.args.save:
+            rtt, mbit = self.link
+            report.save(self.args.save, self.args.how, f"{rtt:g} ms, {mbit:g} Mbit/s", self.sections, self.runs)
+
+    def profiled(self, registry, image, layout):
+        """Converts the image once more, laid out by the profile that a start of it recorded."""
+        if subprocess.run([self.args.crfs, "profile", "--help"], capture_output=True, check=False).returncode:
+            say("   this crfs has no profiles")
+            return False
+        file = self.folder("p") + ".txt"
+
+        def record(node):
+            command = [self.args.crfs, "profile", f"{registry.address}/bench/{image.name}:lazy", "--root", node.values["CRFS_ROOT"]]
+            deadline = time.monotonic() + 30
+            while True:
+                time.sleep(2)  # it is written a second after the start has read its last
+                try:
+                    text = run(command)
+                    break
+                except Failed:
+                    if time.monotonic() > deadline:
+                        raise
+            with open(file, "w", encoding="utf-8") as out:
+                out.write(text)
+
+        cold.cold_start(self.folder("n"), registry, image, cold.LEAN, record)
+        registry.link(0, 0)
+        registry.convert(self.args.crfs, layout, f"bench/{image.name}:profiled", file)
+        registry.link(*self.link)
+        return True
+
+
+def main():
+    args = arguments()
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        del os.environ[name]  # nothing leaves this machine
+    bench = Bench(args)
+    try:
+        bench.everything()
+    except Failed as failure:
+        sys.exit(f"error: {failure}")
+    finally:
+        if args.json:
+            with open(args.json, "w", encoding="utf-8") as file:
+                json.dump({"cold": bench.runs, "sampled": bench.samples, "micro": bench.micro}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

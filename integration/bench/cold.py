@@ -1,0 +1,91 @@
+"""A cold start: from nothing to the end of the workload's output, and a second container after it."""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import threading
+import time
+
+from node import Failed, Node
+from usage import Usage
+from where import Sampler
+
+LIMIT = 900
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """A way to start the image: by which snapshotter, from which tag, with which configuration of crfs."""
+
+    name: str
+    snapshotter: str
+    tag: str
+    config: str = ""
+
+
+OVERLAYFS = Way("overlayfs", "overlayfs", "plain")
+CRFS = Way("crfs", "crfs", "lazy")
+LEAN = Way("crfs, background off", "crfs", "lazy", "[fetch]\nbackground = false\n")
+PROFILED = Way("crfs, with profile", "crfs", "profiled")
+
+
+def seconds_until_output(command):
+    """Runs a container; gives its output, and when the last of it came."""
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    limit = threading.Timer(LIMIT, child.kill)
+    limit.start()
+    errors = []
+    reader = threading.Thread(target=lambda: errors.append(child.stderr.read()))
+    reader.start()
+    started, last, output = time.monotonic(), None, b""
+    while piece := os.read(child.stdout.fileno(), 65536):
+        output, last = output + piece, time.monotonic()
+    reader.join()
+    limit.cancel()
+    if child.wait() or last is None:
+        raise Failed(f"{' '.join(command)}: status {child.returncode}\n{errors[0].decode(errors='replace')[-2000:]}")
+    return output.decode(errors="replace").strip(), last - started
+
+
+def read(file):
+    with open(file, encoding="utf-8", errors="replace") as text:
+        return text.read()
+
+
+def cold_start(folder, registry, image, way, inspect=None, sample=None):
+    """One run of one way on a node of its own.
+
+    `inspect(node)` is called before the node ends; `sample` is a file for a profile of crfs's stacks.
+    """
+    os.sync()  # what an earlier run left to be written is not this run's
+    reference = f"{registry.address}/bench/{image.name}:{way.tag}"
+    lazy = way.snapshotter == "crfs"
+    try:
+        with Node(folder, f'{way.config}[registry]\nplain_http = ["{registry.address}"]\n', crfs=lazy) as node:
+            usage = Usage(int(node.values["CRFS_PID"])) if lazy else None
+            sampler = Sampler(int(node.values["CRFS_PID"]), sample) if sample else None
+            registry.reset()
+            started = time.monotonic()
+            node.ctr("image", "pull", "--plain-http", "--snapshotter", way.snapshotter, reference)
+            pulled = time.monotonic() - started
+            said, ran = seconds_until_output(node.start(way.snapshotter, reference, image.command))
+            amount, requests = registry.counts()
+            used = usage.done() if usage else {}
+            if sampler:
+                used["jobs"] = sampler.done()
+            again, second = seconds_until_output(node.start(way.snapshotter, reference, image.command))
+            if said != again:
+                raise Failed(f"{way.name}: the second container said {again!r}, the first {said!r}")
+            if inspect:
+                inspect(node)
+    except Failed as failure:
+        log = os.path.join(folder, "node", "logs", "crfs.log")
+        tail = read(log)[-3000:] if os.path.exists(log) else ""
+        raise Failed(f"{failure}\n{tail}") from failure
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return {
+        "image": image.name, "way": way.name, "total": pulled + ran, "pull": pulled, "run": ran, "second": second,
+        "bytes": amount, "requests": requests, "said": said, **used,
+    }

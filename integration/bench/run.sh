@@ -1,0 +1,86 @@
+#!/bin/bash
+# run.sh [OPTION...]: how fast containers start by crfs, beside a plain pull by containerd's overlayfs, on this machine.
+#
+# Builds crfs and the images (from Debian packages; kept for the next time), puts them in a private registry behind a
+# simulated link, and starts them in alternating runs, each on a containerd and a crfs that have seen nothing yet.
+# Everything it starts and mounts is its own, and is gone when it ends.
+#
+#   --only WHAT,...      which images: python, big, small, tiny; and micro, the file system once everything is cached
+#                        (default: all five)
+#   --link RTT_MS:MBIT   how far away the registry seems to be (default 10:1000)
+#   --runs N             runs of each way (default 3); medians are shown
+#   --json FILE          every single run, as JSON
+#   --save FOLDER        write RESULTS.md and its plot there
+#   --crfs FILE          another crfs than this tree's
+#
+# Examples:
+#   integration/bench/run.sh --only python --runs 5
+#   integration/bench/run.sh --only python,small --link 50:200 --json /tmp/runs.json
+#   integration/bench/run.sh --save integration/bench
+set -euo pipefail
+# shellcheck source=../bed/bed.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../bed/bed.sh"
+bench_folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+bench_usage() {
+	sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" | sed '$d'
+	exit "$1"
+}
+
+only=python,big,small,tiny,micro crfs='' options=(--how "integration/bench/run.sh $*")
+while [ $# -gt 0 ]; do
+	case $1 in
+	--only) [ -n "${2:-}" ] || bench_usage 2; only=$2; shift ;;
+	--link) [[ ${2:-} =~ ^[0-9.]+:[0-9.]+$ ]] || bench_usage 2; options+=(--link "$2"); shift ;;
+	--runs) [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || bench_usage 2; options+=(--runs "$2"); shift ;;
+	--json) [ -n "${2:-}" ] || bench_usage 2; options+=(--json "$(realpath -m "$2")"); shift ;;
+	--save) [ -n "${2:-}" ] || bench_usage 2; options+=(--save "$(realpath -m "$2")"); shift ;;
+	--crfs) [ -x "${2:-}" ] || bench_usage 2; crfs=$(realpath "$2"); shift ;;
+	--help | -h) bench_usage 0 ;;
+	*) bench_usage 2 ;;
+	esac
+	shift
+done
+
+section "This machine"
+machine_check "$project"
+tools_for_bed
+tools_install ip:iproute2
+containerd_find
+[ -c /dev/net/tun ] || { mkdir -p /dev/net && mknod -m 600 /dev/net/tun c 10 200; } 2>/dev/null
+(: <>/dev/net/tun) 2>/dev/null || die "/dev/net/tun cannot be opened: load the kernel module 'tun', and in a container give it the device (--device /dev/net/tun)"
+export CRFS_BED_CACHE=$bed_cache PYTHONDONTWRITEBYTECODE=1
+
+if [ -z "$crfs" ]; then
+	section "Building crfs"
+	(cd "$project" && cargo build --release --bin crfs) || die "crfs does not build"
+	crfs=$(cd "$project" && cargo metadata --format-version 1 --no-deps | sed -E 's/.*"target_directory":"([^"]*)".*/\1/')/release/crfs
+fi
+
+section "The images"
+cold=$(tr , '\n' <<<"$only" | grep -vx micro | paste -sd ,) || true
+needed=${cold//,/ }
+if [ "$only" = smoke ]; then
+	options+=(--micro) # a test of all of this, on little
+elif [ "$cold" != "$only" ]; then
+	options+=(--micro)
+	needed+=" small attributes big"
+fi
+options+=(--cold "$cold")
+for name in $(tr ' ' '\n' <<<"$needed" | grep . | sort -u); do
+	layout=$("$python" -c 'import sys; sys.path.insert(0, sys.argv[1]); import images; print(images.build(images.IMAGES[sys.argv[2]], sys.argv[3]))' \
+		"$bench_folder" "$name" "$bed_cache") || die "no image $name can be made"
+	found "$name" "$layout"
+	options+=(--layout "$name=$layout")
+done
+
+section "Measuring"
+work=$(mktemp -d "$bed_work/bench.XXXXXX")
+export CRFS_BED_ID=crfs-${work##*/} CRFS_BIN=$crfs
+bench_clean() {
+	node_clear_cgroups "$CRFS_BED_ID"
+	rm -rf --one-file-system "$work"
+}
+trap bench_clean EXIT
+trap 'exit 130' INT TERM HUP
+"$bed_folder/pen.sh" unshare --net -- "$python" "$bench_folder/bench.py" --folder "$work" --crfs "$crfs" "${options[@]}"
