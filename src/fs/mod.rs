@@ -20,6 +20,7 @@ pub mod index;
 pub mod kept;
 mod layer_fs;
 mod memory;
+mod opens;
 mod serve;
 mod unlisted;
 
@@ -29,7 +30,7 @@ pub use counters::{Counters, Counts, Turns};
 pub use error::Error;
 pub use index::{Index, Ino, Inode, Kind};
 pub use layer_fs::{Item, LayerFs, Reading, Statfs};
-pub use serve::{OpenMode, ServeError, ServeOptions, Served, serve};
+pub use serve::{OpenMode, ServeError, ServeOptions, Served, serve, set_read_ahead};
 pub use unlisted::{Below, Unlisted, unlisted};
 
 #[cfg(test)]

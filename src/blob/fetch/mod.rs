@@ -146,6 +146,11 @@ impl Fetcher {
         &self.cache
     }
 
+    /// Runs what reads and writes the disk for long.
+    pub(super) fn on_blocking_thread(&self, work: Box<dyn FnOnce() + Send>) {
+        drop(self.runtime.spawn_blocking(work));
+    }
+
     /// Waits until `bytes` more may be in flight. Who asks for more than there is waits for all.
     async fn reserve(&self, class: Class, bytes: u64) -> Option<OwnedSemaphorePermit> {
         let (semaphore, units) = self.share(class, bytes);
