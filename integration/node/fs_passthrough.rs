@@ -129,3 +129,56 @@ fn a_program_passed_through_runs_and_maps() {
     assert!(map[..] == bash[..]);
     assert_eq!(reads(&layer), before, "not one READ");
 }
+
+#[test]
+fn a_file_that_somebody_touched_is_verified_before_it_is_passed_through_again() {
+    if !can_mount() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let cache = cache(&folder.path().join("cache"), 256 << 20);
+    let bytes = noise(2, 3_000_000);
+    let content = Content::default().file("large", "", &bytes, 512 << 10);
+    let layer = Mount::of(content).cached(&cache).mount();
+    let path = layer.at("large");
+    drop(open_until_passed(&layer, &path));
+    let stored = folder.path().join("cache/80000000.file");
+    let stored = File::options().write(true).open(stored).unwrap();
+    stored.write_all_at(&bytes[100..200], 100).unwrap();
+    let before = layer.served.as_ref().unwrap().counts().passed;
+    let mut file = File::open(&path).unwrap();
+    assert_eq!(layer.served.as_ref().unwrap().counts().passed, before);
+    assert!(read(&mut file) == bytes);
+    drop(file);
+    assert!(read(&mut open_until_passed(&layer, &path)) == bytes);
+    layer.unmount().unwrap();
+}
+
+#[test]
+fn where_the_kernel_refuses_the_server_answers() {
+    if !can_mount() {
+        return;
+    }
+    // A file on an overlay cannot be passed through below another.
+    let other = Mount::of(Content::default().folder("d")).mount();
+    let overlay = Overlay::over(&[&other]);
+    let cache = cache(&overlay.at("cache"), 64 << 20);
+    let bytes = noise(4, 3_000_000);
+    let content = Content::default().file("large", "", &bytes, 512 << 10);
+    let layer = Mount::of(content).cached(&cache).mount();
+    for _ in 0..10 {
+        let mut file = File::open(layer.at("large")).unwrap();
+        assert!(read(&mut file) == bytes);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let stored = overlay.at("cache/80000000.file");
+    assert_eq!(
+        fs::metadata(stored).unwrap().len(),
+        3_000_000,
+        "it was completed"
+    );
+    assert_eq!(layer.served.as_ref().unwrap().counts().passed, 0);
+    assert!(reads(&layer) > 0);
+    layer.unmount().unwrap();
+    drop(cache);
+}

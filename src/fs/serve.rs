@@ -32,7 +32,8 @@ use crate::overlay::DeviceId;
 /// machine's uptime, and far from overflowing the kernel's jiffies.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 /// Mean size of a layer's files, in bytes, from which on it pays to answer OPEN in order to pass
-/// files through.
+/// files through: an OPEN costs about 70 us, READ some 0.15 ns a byte more than the host's disk,
+/// and each file is taken to be opened and read once.
 const LARGE_MEAN: u64 = 512 << 10;
 /// Stack of the thread that waits for fuser's.
 const WAITER_STACK: usize = 256 << 10;
