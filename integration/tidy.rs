@@ -34,7 +34,7 @@ const CONFINED: [(&str, &[&str]); 12] = [
     ("sha2", &["oci"]),
     ("sled", &["store"]),
     ("tar", &["stargz"]),
-    ("toml", &["config"]),
+    ("toml", &["config", "registry"]),
     ("tonic", &["service"]),
     ("tracing_subscriber", &["telemetry"]),
 ];

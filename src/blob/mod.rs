@@ -5,6 +5,7 @@
 
 pub mod cache;
 pub mod fetch;
+mod first_reads;
 mod map;
 mod memory;
 mod read;
@@ -14,6 +15,7 @@ mod stats;
 mod whole;
 
 pub use cache::WholeFile;
+pub use first_reads::{FirstRead, ReadLog};
 pub use map::{ChunkId, ChunkInfo, LayerMap, Member, MemberId, Proof};
 pub use memory::InMemory;
 pub use read::{ReadAt, ReadError, Space};

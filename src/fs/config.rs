@@ -26,6 +26,8 @@ pub struct Config {
     /// which is right, as a layer never changes.
     #[serde(with = "humantime_serde")]
     pub entry_timeout: Duration,
+    /// For diagnosis only: `false` does without `FUSE_NOTIFY_RESEND`, as kernels before 6.9 do.
+    pub resend: bool,
 }
 
 impl Default for Config {
@@ -35,6 +37,7 @@ impl Default for Config {
             threads: NonZeroUsize::MIN,
             passthrough: true,
             entry_timeout: Duration::ZERO,
+            resend: true,
         }
     }
 }
@@ -50,6 +53,7 @@ impl Config {
             passthrough: self.passthrough,
             // Whoever mounts a layer knows when it is complete.
             read_ahead: None,
+            resend: self.resend,
             ..ServeOptions::new(runtime)
         }
     }

@@ -30,7 +30,7 @@ use tokio::runtime::Handle;
 use tracing::warn;
 
 use crate::fs::attr::{absent, attributes, file_type};
-use crate::fs::counters::Counters;
+use crate::fs::counters::{Counters, Fetching};
 use crate::fs::opens::Opens;
 use crate::fs::{Error, Ino, LayerFs, Reading};
 
@@ -84,6 +84,7 @@ impl Adapter {
             let layer = self.fs.index().blob();
             warn!(%layer, request, ino = ino.0, "a callback panicked, its request got EIO");
         }
+        self.counters.park();
     }
 
     /// What the kernel is told of an error, which is counted and logged if it is a failure.
@@ -102,6 +103,7 @@ impl Adapter {
                 self.counters.miss();
                 let (fs, counters) = (Arc::clone(&self.fs), Arc::clone(&self.counters));
                 let deadline = self.read_deadline;
+                let fetching = Fetching::new(&self.counters);
                 self.runtime.spawn(async move {
                     let bytes = tokio::time::timeout(deadline, bytes).await;
                     match bytes.unwrap_or(Err(Error::Deadline(deadline))) {
@@ -111,6 +113,7 @@ impl Adapter {
                             reply.error(counters.refuse(layer, "read", ino.0, &error));
                         }
                     }
+                    drop(fetching);
                 });
             }
             Err(error) => reply.error(self.refuse("read", ino, &error)),

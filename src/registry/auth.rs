@@ -19,7 +19,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use reqwest::Method;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use serde::Deserialize;
 use tokio::time::Instant;
 use url::{Url, form_urlencoded};
@@ -393,7 +393,11 @@ async fn fetch(transport: &Transport, request: TokenRequest<'_>) -> Result<Token
         url: request.url,
         what: request.what,
         headers,
-        authorization: request.authorization,
+        private: request
+            .authorization
+            .map(|value| (AUTHORIZATION, value))
+            .into_iter()
+            .collect(),
         payload: request.form.as_ref(),
         confidential: request.form.is_some(),
     });
