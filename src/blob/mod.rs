@@ -12,7 +12,9 @@ mod read;
 mod remote;
 mod size;
 mod stats;
+mod whole;
 
+pub use cache::WholeFile;
 pub use first_reads::{FirstRead, ReadLog};
 pub use map::{ChunkId, ChunkInfo, LayerMap, Member, MemberId, Proof};
 pub use memory::InMemory;
@@ -20,3 +22,4 @@ pub use read::{ReadAt, ReadError, Space};
 pub use remote::Blob;
 pub use size::{ByteSize, ByteSizeError};
 pub use stats::LayerStats;
+pub use whole::SMALLEST;

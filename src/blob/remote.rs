@@ -9,7 +9,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
-use crate::blob::cache::Key;
+use crate::blob::cache::{Key, WholeFile};
 use crate::blob::fetch::{Class, Fetcher, Layer};
 use crate::blob::first_reads::{FirstReads, ReadLog};
 use crate::blob::map::{ChunkId, ChunkInfo, LayerMap, MemberId};
@@ -48,6 +48,22 @@ impl Blob {
     /// layers are worked on in that order.
     pub fn start(&self) {
         self.layer.start_background();
+    }
+
+    /// Whether the cache holds all of it, as far as memory knows. Ends at the first chunk that is
+    /// missing.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        let cache = self.layer.fetcher().cache();
+        (0..self.layer.map.chunk_count()).all(|chunk| {
+            let info = self.layer.map.chunk(ChunkId(chunk));
+            info.is_some_and(|info| cache.contains(&Key::new(&info.proof, info.size)))
+        })
+    }
+
+    /// Keeps large files as files from now on, for mounts that pass them through to the kernel.
+    pub fn pass_through(&self) {
+        self.layer.whole.enable();
     }
 
     /// Starts fetching the layer's beginning, up to its landmark, if it has one and the
@@ -177,6 +193,12 @@ impl ReadAt for Blob {
         self.read_ahead(|size| self.layer.ahead.on_miss(&chunks, &file, size));
         self.layer.queue_chunks(chunks, Class::Urgent);
         self.layer.work();
+    }
+
+    fn whole_file(&self, file: &Range<u32>) -> Option<WholeFile> {
+        let fetcher = self.layer.fetcher();
+        let later = |work: Box<dyn FnOnce() + Send>| fetcher.on_blocking_thread(work);
+        self.layer.whole.open(file, &later)
     }
 
     fn space(&self) -> Space {

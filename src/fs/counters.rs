@@ -16,6 +16,7 @@ use crate::oci::Digest;
 pub struct Counters {
     hits: AtomicU64,
     misses: AtomicU64,
+    passed: AtomicU64,
     failures: AtomicU64,
     deadlines: AtomicU64,
     panics: AtomicU64,
@@ -79,6 +80,8 @@ pub struct Counts {
     pub hits: u64,
     /// Reads that had to fetch.
     pub misses: u64,
+    /// Opens of files that the kernel then read by itself.
+    pub passed: u64,
     /// Requests answered with an error that means something is wrong; deadlines and panics too.
     pub failures: u64,
     /// Reads given up after the deadline.
@@ -94,6 +97,7 @@ impl Counters {
         Counts {
             hits: get(&self.hits),
             misses: get(&self.misses),
+            passed: get(&self.passed),
             failures: get(&self.failures),
             deadlines: get(&self.deadlines),
             panics: get(&self.panics),
@@ -152,6 +156,10 @@ impl Counters {
 
     pub(super) fn miss(&self) {
         self.misses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn pass_through(&self) {
+        self.passed.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn panic(&self) {

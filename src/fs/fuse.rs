@@ -7,7 +7,8 @@
 //!   application.
 //! - A panic costs its request an `EIO`, never the thread: the reply object answers when it is
 //!   dropped.
-//! - FORGET needs no answer and changes nothing; no handle carries state.
+//! - FORGET needs no answer and changes nothing; no handle carries state but those of large files,
+//!   see [`super::opens`].
 //!
 //! What is answered `ENOSYS` the kernel never asks again on this mount (`fs/fuse/file.c`,
 //! `dir.c`, `xattr.c`): OPEN where that is safe, OPENDIR and FLUSH always, and the extended
@@ -30,6 +31,7 @@ use tracing::warn;
 
 use crate::fs::attr::{absent, attributes, file_type};
 use crate::fs::counters::{Counters, Fetching};
+use crate::fs::opens::Opens;
 use crate::fs::{Error, Ino, LayerFs, Reading};
 
 /// Node ids are never used for anything else, so one generation is enough.
@@ -63,6 +65,10 @@ pub struct Adapter {
     /// Whether OPEN is to be answered `ENOSYS`; cleared where the kernel does not take that.
     pub(super) skip_open: bool,
     pub(super) skip_opendir: bool,
+    /// Whether complete files are to be read by the kernel itself; cleared where it cannot.
+    pub(super) pass_through: bool,
+    /// Open files, counted where OPEN is answered.
+    pub(super) opens: Opens,
 }
 
 impl Adapter {
@@ -141,7 +147,18 @@ impl fuser::Filesystem for Adapter {
         let _ = config.add_capabilities(wanted & can);
         let _ = config.set_max_write(MAX_REQUEST);
         let _ = config.set_max_background(MAX_BACKGROUND);
-        self.skip_open &= can.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
+        self.pass_through &= can.contains(InitFlags::FUSE_PASSTHROUGH);
+        if self.pass_through {
+            // Depth 1: the files passed through lie on no stacked file system, and an overlay can
+            // lie on this one.
+            let _ = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH);
+            let _ = config.set_max_stack_depth(1);
+        }
+        // Once it is answered so the kernel sends no RELEASE either: not while a predecessor's files
+        // are open.
+        self.skip_open &= can.contains(InitFlags::FUSE_NO_OPEN_SUPPORT)
+            && !self.pass_through
+            && self.opens.is_empty();
         self.skip_opendir = can.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         Ok(())
     }
@@ -173,13 +190,39 @@ impl fuser::Filesystem for Adapter {
         });
     }
 
-    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         if self.skip_open {
-            reply.error(Errno::ENOSYS);
-        } else {
-            let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
-            reply.opened(FileHandle(0), flags);
+            return reply.error(Errno::ENOSYS);
         }
+        self.guard("open", ino, || {
+            match self
+                .opens
+                .open(&self.fs, Ino(ino.0), request.unique().0, reply)
+            {
+                Ok(true) => self.counters.pass_through(),
+                Ok(false) => {}
+                Err(error) => {
+                    let layer = self.fs.index().blob();
+                    warn!(%layer, ino = ino.0, %error, "an open was not recorded, it got EIO");
+                }
+            }
+        });
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.guard("release", ino, || {
+            self.opens.release(handle.0);
+            reply.ok();
+        });
     }
 
     fn read(

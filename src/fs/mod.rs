@@ -20,6 +20,7 @@ pub mod index;
 pub mod kept;
 mod layer_fs;
 mod memory;
+mod opens;
 mod serve;
 mod unlisted;
 
@@ -30,7 +31,7 @@ pub use error::Error;
 pub use index::{Index, Ino, Inode, Kind};
 pub use layer_fs::{Item, LayerFs, Reading, Statfs};
 pub use memory::settle as settle_memory;
-pub use serve::{OpenMode, ServeError, ServeOptions, Served, serve};
+pub use serve::{OpenMode, ServeError, ServeOptions, Served, serve, set_read_ahead};
 pub use unlisted::{Below, Unlisted, unlisted};
 
 #[cfg(test)]

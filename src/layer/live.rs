@@ -24,6 +24,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -48,6 +49,13 @@ use crate::registry;
 /// The most folders that a lazy layer may put things into without listing them, where layers below
 /// have them: they are kept in its record.
 const MAX_UNLISTED: usize = 20_000;
+
+/// The kernel's read-ahead on the mounts of a layer all of which is here, in bytes: also its largest
+/// request.
+const COMPLETE_READ_AHEAD: u32 = 1 << 20;
+/// When it is first looked whether a layer is complete, and how rarely in the end.
+const FIRST_LOOK: Duration = Duration::from_millis(250);
+const LONGEST_LOOK: Duration = Duration::from_secs(10);
 
 /// What live layers are made of.
 pub struct Parts {
@@ -239,6 +247,7 @@ impl LiveLayers {
             blob.prefetch_landmark();
         }
         blob.start();
+        tokio::spawn(read_ahead(Arc::downgrade(&blob), served.device()));
         let mount = Mount {
             record: record.clone(),
             index,
@@ -313,6 +322,9 @@ impl LiveLayers {
             source,
             Arc::clone(index) as _,
         ));
+        if self.parts.serve.passes_through(&index.summary()) {
+            blob.pass_through();
+        }
         blobs.insert(record.layer, Arc::downgrade(&blob));
         Ok(blob)
     }
@@ -440,6 +452,26 @@ impl Layers for LiveLayers {
             swept.map_err(io::Error::other)
         }
         .boxed()
+    }
+}
+
+/// Lets the kernel read far ahead on a mount as soon as all of the layer is here. Before, a fault in
+/// a mapped file would fetch a megabyte for a page; after, requests of a megabyte are what makes
+/// reading fast.
+async fn read_ahead(blob: Weak<Blob>, device: DeviceId) {
+    let mut pause = FIRST_LOOK;
+    loop {
+        let Some(blob) = blob.upgrade() else { return };
+        if blob.is_complete() {
+            // Only speed depends on it, and a container may see a read-only /sys.
+            if let Err(error) = fs::set_read_ahead(device, COMPLETE_READ_AHEAD) {
+                tracing::warn!(%device, %error, "the mount's read-ahead could not be set");
+            }
+            return;
+        }
+        drop(blob);
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_LOOK);
     }
 }
 

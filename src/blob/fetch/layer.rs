@@ -24,6 +24,7 @@ use crate::blob::fetch::stream::Receiver;
 use crate::blob::map::{ChunkId, ChunkInfo, LayerMap, MemberId};
 use crate::blob::read::ReadError;
 use crate::blob::stats::{Counters, LayerStats};
+use crate::blob::whole::WholeFiles;
 use crate::registry::{self, RangeSource};
 
 /// Share of the cache that the background of one layer may fill: a layer that is larger than the
@@ -45,6 +46,7 @@ pub(in crate::blob) struct Layer {
     pub(super) plan: Mutex<Plan>,
     pub(in crate::blob) counters: Counters,
     pub(in crate::blob) ahead: ReadAhead,
+    pub(in crate::blob) whole: Arc<WholeFiles>,
     cancel: CancellationToken,
     /// Members that were corrupt, and how often in a row.
     attempts: Mutex<HashMap<u32, u32>>,
@@ -71,6 +73,10 @@ impl Layer {
         Arc::new(Self {
             id: fetcher.next_layer.fetch_add(1, Ordering::Relaxed),
             ahead: ReadAhead::new(fetcher.config.readahead.0),
+            whole: Arc::new(WholeFiles::new(
+                Arc::clone(&fetcher.cache),
+                Arc::clone(&map),
+            )),
             fetcher: Arc::clone(fetcher),
             source,
             map,

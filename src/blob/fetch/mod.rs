@@ -155,6 +155,11 @@ impl Fetcher {
         &self.cache
     }
 
+    /// Runs what reads and writes the disk for long.
+    pub(super) fn on_blocking_thread(&self, work: Box<dyn FnOnce() + Send>) {
+        drop(self.runtime.spawn_blocking(work));
+    }
+
     /// While what this yields lives, the background begins no new request and hardly goes on with
     /// those it has: a start is under way, and more of it is known than has been asked for.
     #[must_use]
