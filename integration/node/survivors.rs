@@ -81,7 +81,9 @@ impl Node {
     }
 
     /// Starts one that reads for as long as the test takes, and waits until it does.
+    /// The name's beginning says what [`Self::judge`] demands: of a `reader` also that it never waits long.
     pub fn start_reading(&mut self, name: &str) {
+        let _ = fs::remove_file(self.folder.join("stop"));
         self.start("crfs", name, &["read", "/shared", name]);
         let begun = self.folder.join("begun");
         bed::wait_for("the reader", 60, || begun.exists());

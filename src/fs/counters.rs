@@ -46,11 +46,6 @@ impl Turns {
             still(before) && (self.begun > self.ended || self.queued && before.queued)
         })
     }
-
-    /// Requests that threads are at.
-    pub(super) const fn under_way(&self) -> u64 {
-        self.begun.saturating_sub(self.ended)
-    }
 }
 
 /// A read that waits for the network, until it is dropped.

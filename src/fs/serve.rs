@@ -10,7 +10,7 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -182,21 +182,37 @@ impl Served {
         self.counters.turns(queued)
     }
 
-    /// Lets every thread stop once it has answered what it has read, and says how many requests are
-    /// still unanswered: for the end of the process. What lies in the queue is the successor's, and with
-    /// RESEND all else is too, so nothing is waited for.
+    /// Lets every thread stop once it has answered what it has read: for the end of the process. With RESEND
+    /// the successor gets what is unanswered, so nothing is done.
+    ///
+    /// A thread that waits for a request would take one more at any moment. So each gets a `statfs` of
+    /// `target`, where the mount is, and stops after it; one that comes too late stays in the queue, and goes
+    /// with this process.
+    pub fn part(&self, target: &Path) {
+        if self.resend || self.is_over() {
+            return;
+        }
+        self.counters.part();
+        for _ in 0..self.threads {
+            let target = target.to_owned();
+            let ask = thread::Builder::new()
+                .stack_size(WAITER_STACK)
+                .spawn(move || drop(rustix::fs::statvfs(&target)));
+            if let Err(error) = ask {
+                warn!(device = %self.device, %error, "a fuse thread may be reading when this process ends");
+            }
+        }
+    }
+
+    /// After [`Self::part`]: threads that did not stop yet and reads that wait for the network. What lies in
+    /// the kernel's queue is the successor's.
     #[must_use]
-    pub fn settle(&self) -> u64 {
+    pub fn unsettled(&self) -> u64 {
         if self.resend || self.is_over() {
             return 0;
         }
-        self.counters.part();
-        let left = self.counters.turns(false).under_way() + self.counters.fetching();
-        if left == 0 && self.counters.parked() < self.threads {
-            // A thread that waits for a request may be getting one just now.
-            return adopt::waiting(self.device.minor).unwrap_or(0);
-        }
-        left
+        let running = self.threads.saturating_sub(self.counters.parked());
+        self.counters.fetching() + u64::try_from(running).unwrap_or(u64::MAX)
     }
 
     /// Whether it is over: the file system was unmounted and nobody uses it, or serving failed.

@@ -23,13 +23,17 @@ impl LiveLayers {
     }
 
     /// For the end on a kernel that does not repeat requests: answers what was read, reads no more, and
-    /// leaves the rest to the next server. Says how many requests were left unanswered at the limit.
+    /// leaves the rest to the next server. Says how many requests and threads
+    /// were not done with at the limit.
     pub async fn settle(&self, limit: Duration) -> u64 {
         let until = Instant::now() + limit;
+        for (target, mount) in self.mounts.lock().iter() {
+            mount.served.part(target);
+        }
         loop {
             let left: u64 = {
                 let mounts = self.mounts.lock();
-                mounts.values().map(|mount| mount.served.settle()).sum()
+                mounts.values().map(|mount| mount.served.unsettled()).sum()
             };
             if left == 0 || Instant::now() > until {
                 return left;
