@@ -14,17 +14,18 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::blob::cache::Cache;
 use crate::blob::fetch::Fetcher;
 use crate::config::Config;
 use crate::layer::{LiveLayers, Parts};
 use crate::overlay::{self, options::Features};
-use crate::registry::{self, DockerConfig};
-use crate::service;
+use crate::registry::{self, Chain, Credentials, DockerConfig, Providers, PullSecrets, Pulled};
 use crate::snapshotter::{self, Snapshotter};
 use crate::store::{Faults, Root};
-use crate::{blob, store};
+use crate::{blob, cri, service, store};
 
 /// How long a stopping daemon waits for answers that are being sent.
 const GOODBYE: Duration = Duration::from_secs(10);
@@ -73,7 +74,9 @@ pub fn run(config: Config) -> Result<(), Error> {
 async fn serve(config: Config) -> Result<(), Error> {
     let mut end = Signals::new().map_err(Error::Setup)?;
     let root = Root::claim(&config.root)?;
-    let layers = layers(&config, &config.root)?;
+    let pulled = Pulled::open(&config.credentials, root.path());
+    let client = client(&config, Some(&pulled));
+    let layers = layers(&config, &config.root, client)?;
     let faults = Faults::from_env().map_err(Error::Fault)?;
     let parts = snapshotter::Parts {
         root,
@@ -83,6 +86,7 @@ async fn serve(config: Config) -> Result<(), Error> {
     };
     let snapshotter = Snapshotter::open(parts).await?;
     let listener = service::socket::bind(&config.address)?;
+    let proxy = Proxy::start(&config.cri, pulled)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         root = %config.root.display(),
@@ -105,6 +109,7 @@ async fn serve(config: Config) -> Result<(), Error> {
         }
     }
     let _ = stop.send(());
+    proxy.end().await;
     if tokio::time::timeout(GOODBYE, server).await.is_err() {
         tracing::warn!("connections still open are closed");
     }
@@ -113,11 +118,15 @@ async fn serve(config: Config) -> Result<(), Error> {
 }
 
 /// The lazy layers of a node, with what they need, in the folder `root`.
-fn layers(config: &Config, root: &Path) -> Result<Arc<LiveLayers>, Error> {
+fn layers(
+    config: &Config,
+    root: &Path,
+    client: registry::Client,
+) -> Result<Arc<LiveLayers>, Error> {
     let cache = Arc::new(Cache::open(&root.join("cache"), &config.cache)?);
     let parts = Parts {
         indexes: root.join("indexes"),
-        client: client(config),
+        client,
         fetcher: Fetcher::new(cache, config.fetch.clone(), Handle::current()),
         mounter: Arc::new(overlay::System),
         serve: config.fuse.options(Handle::current()),
@@ -126,9 +135,44 @@ fn layers(config: &Config, root: &Path) -> Result<Arc<LiveLayers>, Error> {
     LiveLayers::new(parts).map_err(Error::Setup)
 }
 
-fn client(config: &Config) -> registry::Client {
-    let credentials = DockerConfig::new(&config.registry);
-    registry::Client::new(config.registry.clone(), Arc::new(credentials))
+/// A client with all the credentials of this node: the surest and fastest sources first, as a later
+/// one is asked only when what the earlier ones have is refused.
+fn client(config: &Config, pulled: Option<&Pulled>) -> registry::Client {
+    let mut sources: Vec<Arc<dyn Credentials>> = Vec::new();
+    sources.extend(pulled.map(|pulled| Arc::new(pulled.clone()) as _));
+    sources.push(Arc::new(DockerConfig::new(&config.registry)));
+    sources.extend(Providers::new(&config.credentials).map(|source| Arc::new(source) as _));
+    sources.extend(PullSecrets::new(&config.credentials).map(|source| Arc::new(source) as _));
+    registry::Client::new(config.registry.clone(), Arc::new(Chain(sources)))
+}
+
+/// The CRI proxy, if there is one.
+struct Proxy {
+    tasks: TaskTracker,
+    end: CancellationToken,
+}
+
+impl Proxy {
+    fn start(config: &cri::Config, pulled: Pulled) -> Result<Self, Error> {
+        let (tasks, end) = (TaskTracker::new(), CancellationToken::new());
+        if let Some(path) = &config.listen {
+            let listener = service::socket::bind(path)?;
+            tracing::info!(listen = %path.display(), containerd = %config.containerd.display(), "passing the CRI on");
+            tasks.spawn(cri::serve(
+                listener,
+                config.containerd.clone(),
+                pulled,
+                end.clone(),
+            ));
+        }
+        tasks.close();
+        Ok(Self { tasks, end })
+    }
+
+    async fn end(self) {
+        self.end.cancel();
+        self.tasks.wait().await;
+    }
 }
 
 /// Threads for gRPC and HTTP. Serving cached reads and decoding have threads of their own.

@@ -21,7 +21,7 @@ use crate::fs::{Index, index};
 use crate::layer::NotLazy;
 use crate::layer::flight::{Flights, Outcome};
 use crate::oci::{Descriptor, Digest, Reference, annotation};
-use crate::registry::{self, RangeSource};
+use crate::registry::{self, RangeSource, Sources};
 use crate::stargz::{Footer, Limits, Toc, inflate_toc};
 
 /// The least that is read of a blob's end, in bytes: the TOC of a layer of a few hundred files.
@@ -71,22 +71,25 @@ impl Resolver {
     /// Starts on a layer, if it can be lazy at all, without waiting for it.
     pub(super) fn start(self: &Arc<Self>, image: &Reference, layer: &Descriptor) {
         if self.promise(image, layer).is_ok() {
-            drop(self.resolve(image, layer));
+            drop(self.resolve(std::slice::from_ref(image), layer));
         }
     }
 
-    /// Sees to it that the layer's index is on disk; gives the digest of its TOC.
+    /// Sees to it that the layer's index is on disk; gives the digest of its TOC. It is a layer of
+    /// all `images`; the first one counts where nothing promises its content.
     pub(super) fn resolve(
         self: &Arc<Self>,
-        image: &Reference,
+        images: &[Reference],
         layer: &Descriptor,
     ) -> Outcome<Digest> {
         let this = Arc::clone(self);
-        let (image, layer) = (image.clone(), layer.clone());
+        let (images, layer) = (images.to_vec(), layer.clone());
         self.layers.join(layer.digest, async move {
-            match this.promise(&image, &layer)? {
+            let none = || NotLazy::Local("a layer of no image".to_owned());
+            let image = images.first().ok_or_else(none)?;
+            match this.promise(image, &layer)? {
                 Promise::Digest(toc) if this.is_indexed(&layer.digest, &toc) => Ok(toc),
-                promise => this.fetch(&image, &layer, promise).await,
+                promise => this.fetch(&images, &layer, promise).await,
             }
         })
     }
@@ -127,13 +130,13 @@ impl Resolver {
 
     async fn fetch(
         &self,
-        image: &Reference,
+        images: &[Reference],
         layer: &Descriptor,
         promise: Promise,
     ) -> Result<Digest, NotLazy> {
-        let source = self.client.blob(image, layer.digest, layer.size);
+        let source = Sources::new(&self.client, images, layer.digest, layer.size);
         let source = source.map_err(|error| NotLazy::Registry(error.to_string()))?;
-        let (data_end, member) = read_toc_member(source.as_ref(), hint(layer)).await?;
+        let (data_end, member) = read_toc_member(&source, hint(layer)).await?;
         let work = Build {
             member,
             promise,

@@ -110,6 +110,7 @@ impl Layers for FakeLayers {
             self.mount_now(target);
             Ok(LayerRecord {
                 image: labels.image.to_string(),
+                also: Vec::new(),
                 manifest: labels.manifest,
                 layer: labels.layer,
                 size: 1000,

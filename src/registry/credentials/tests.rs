@@ -1,0 +1,1 @@
+//! Sources of credentials, each against what it really talks to.
