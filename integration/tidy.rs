@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// Modules by rank, lowest first. A module names only modules of lower rank.
 const RANKS: [&[&str]; 10] = [
     &["oci"],
-    &["overlay", "registry", "stargz", "store"],
+    &["keeper", "overlay", "registry", "stargz", "store"],
     &["blob"],
     &["fs"],
     &["layer"],

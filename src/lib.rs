@@ -9,6 +9,7 @@
 
 pub mod oci;
 
+pub mod keeper;
 pub mod overlay;
 pub mod registry;
 pub mod stargz;

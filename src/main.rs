@@ -3,5 +3,9 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // First of all: the keeper is this binary by another name, and must stay small.
+    if let Some(code) = crfs::keeper::run_if_keeper() {
+        return code;
+    }
     crfs::cli::main()
 }

@@ -140,10 +140,26 @@ crfs_stop() {
 	crfs_pid=''
 }
 
+# crfs_kill: kills all of crfs at once, so that nothing keeps the mounts alive.
 crfs_kill() {
-	kill -KILL "$crfs_pid"
-	wait "$crfs_pid" 2>/dev/null || true
+	local pid
+	while pid=$(process_find "$crfs_root") && [ -n "$pid" ]; do
+		# shellcheck disable=SC2086 # one word a process
+		kill -KILL $pid 2>/dev/null || true
+		wait "$crfs_pid" 2>/dev/null || true
+	done
 	crfs_pid=''
+}
+
+# crfs_crash: kills the server alone; its keeper starts another.
+crfs_crash() { kill -KILL "$(cat "$crfs_root/server.pid")"; }
+
+# crfs_clear: the end of crfs and of all its mounts, also of a keeper that stayed.
+crfs_clear() {
+	crfs_stop || true
+	[ -S "$crfs_root/keeper.sock" ] || return 0
+	timeout 20 "${crfs_server[0]}" stop --force --root "$crfs_root" >/dev/null || say "crfs cannot be stopped"
+	[ -z "$(process_find "$crfs_root")" ] || { say "crfs left processes"; crfs_kill; }
 }
 
 # node_clear: ends and removes every container of the node.
@@ -166,7 +182,7 @@ node_stop() {
 	node_clear
 	containerd_stop || true
 	for pid in $(process_find "$node_socket"); do process_stop "$pid" 2 || true; done
-	crfs_stop || true
+	crfs_clear
 	node_left=$(unmount_below "$node_folder")
 	node_clear_cgroups "$node_namespace"
 }

@@ -9,7 +9,7 @@
 #   --cri transfer           containerd's CRI, which pulls by the transfer service; or, with `annotations`, by itself
 #   --rtt-ms N, --mbit N     the registry behaves as if it were that far away
 #
-# Lines on standard input are commands: `crfs start|stop|kill`, `containerd start|stop|kill`, `clear` (end all
+# Lines on standard input are commands: `crfs start|stop|kill|crash`, `containerd start|stop|kill`, `clear` (end all
 # containers). Each is answered with KEY=VALUE lines and at last OK=1 or FAILED=1.
 # FOLDER/node/crfs.toml is the configuration of crfs: what is there already is used, else the background fetch is off.
 # The mounts are made in the caller's mount namespace: run the caller by pen.sh.
@@ -69,6 +69,7 @@ up_command() {
 	"crfs start") crfs_start && up_crfs_values ;;
 	"crfs stop") crfs_stop ;;
 	"crfs kill") crfs_kill ;;
+	"crfs crash") crfs_crash ;;
 	"containerd start") containerd_start && up_containerd_values ;;
 	"containerd stop") containerd_stop ;;
 	"containerd kill") containerd_kill ;;

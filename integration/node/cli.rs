@@ -46,7 +46,7 @@ fn refused(arguments: &[&str], code: i32, words: &[&str]) {
 
 #[test]
 fn every_subcommand_explains_itself() {
-    for name in ["", "serve", "convert", "mount", "fsck"] {
+    for name in ["", "serve", "stop", "upgrade", "convert", "mount", "fsck"] {
         let arguments: Vec<_> = [name, "--help"]
             .into_iter()
             .filter(|a| !a.is_empty())
@@ -59,7 +59,7 @@ fn every_subcommand_explains_itself() {
             .1;
         assert!(examples.contains(&format!("crfs {name}")), "{stdout}");
         if name.is_empty() {
-            for command in ["serve", "convert", "mount", "fsck"] {
+            for command in ["serve", "stop", "upgrade", "convert", "mount", "fsck"] {
                 assert!(
                     stdout.contains(&format!("\n  {command} ")),
                     "{command}: {stdout}"

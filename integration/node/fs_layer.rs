@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use crfs::blob::{InMemory, ReadAt};
+use crfs::fs::kept::Device;
 use crfs::fs::{Index, LayerFs, OpenMode, ServeOptions, Served, index, serve};
 use crfs::oci::Digest;
 use crfs::overlay::{Mounter as _, System};
@@ -124,7 +125,8 @@ impl Mount {
         let path = folder.path().join("mnt");
         std::fs::create_dir(&path).unwrap();
         let mount = System.mount_fuse(&path, "a test's layer").unwrap();
-        let served = serve(mount, fs, &options).unwrap();
+        let device = Device::unkept(mount).unwrap();
+        let served = serve(&device, fs, &options).unwrap();
         Mounted {
             path,
             served: Some(served),

@@ -171,7 +171,7 @@ fn manifest(bed: &Bed, image: &str) -> serde_json::Value {
 }
 
 /// Where lazy layers are mounted.
-fn lazy_roots(root: &Path) -> Vec<PathBuf> {
+pub fn lazy_roots(root: &Path) -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let lazy = mounts.lines().filter(|line| line.contains(" - fuse"));
     let targets = lazy.map(|line| PathBuf::from(line.split(' ').nth(4).unwrap()));
@@ -181,7 +181,7 @@ fn lazy_roots(root: &Path) -> Vec<PathBuf> {
 }
 
 /// Every path on the layer mounts with its inode number.
-fn inode_numbers(root: &Path) -> Vec<String> {
+pub fn inode_numbers(root: &Path) -> Vec<String> {
     let mut find = Command::new("find");
     find.args(lazy_roots(root)).args(["-printf", "%p %i\n"]);
     let found = String::from_utf8_lossy(&find.output().unwrap().stdout).into_owned();

@@ -72,8 +72,10 @@ impl Serve {
         fs::read_to_string(self.folder.join("log")).unwrap()
     }
 
+    /// The process that serves.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        let pid = fs::read_to_string(self.root().join("server.pid")).unwrap();
+        pid.trim().parse().unwrap()
     }
 
     pub async fn client(&self) -> Client {
@@ -88,6 +90,9 @@ impl Serve {
 
 impl Drop for Serve {
     fn drop(&mut self) {
+        let root = self.root().display().to_string();
+        let mut stop = Command::new(CRFS);
+        let _ = stop.args(["stop", "--force", "--root", &root]).output();
         // Both fail only if it has been waited for.
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -22,7 +22,6 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_stream::wrappers::UnixListenerStream;
 
 /// Names the daemon's root folder; set, it makes the test below a daemon.
 pub const ROOT: &str = "CRFS_TEST_ROOT";
@@ -69,7 +68,7 @@ async fn serve(root: PathBuf, socket: PathBuf) {
     let listener = socket::bind(&socket).unwrap();
     tonic::transport::Server::builder()
         .add_service(server(snapshotter.clone()))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
+        .serve_with_incoming_shutdown(socket::incoming(listener).unwrap(), async move {
             term.recv().await;
         })
         .await

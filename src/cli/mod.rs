@@ -7,6 +7,8 @@ mod convert;
 mod fsck;
 mod mount;
 mod serve;
+mod stop;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -31,6 +33,8 @@ Configuration of containerd and of crfs is described in the README.";
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Stop(stop::Args),
+    Upgrade(upgrade::Args),
     Convert(convert::Args),
     Mount(mount::Args),
     Fsck(fsck::Args),
@@ -42,6 +46,8 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Serve(args) => serve::run(args),
+        Command::Stop(args) => stop::run(args),
+        Command::Upgrade(args) => upgrade::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Mount(args) => mount::run(args),
         Command::Fsck(args) => fsck::run(args),

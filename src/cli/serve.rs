@@ -1,11 +1,11 @@
-//! `crfs serve`: the daemon.
+//! `crfs serve`: the daemon, and the front that stands for it.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::cli::Outcome;
 use crate::config::Config;
-use crate::{daemon, telemetry};
+use crate::{daemon, keeper, telemetry};
 
 /// Run the snapshotter that containerd talks to
 #[derive(Debug, clap::Args)]
@@ -15,7 +15,10 @@ Examples:
   crfs serve --config /etc/crfs/config.toml --log-level debug
   crfs serve --root /tmp/crfs --address /tmp/crfs/crfs.sock
 
-SIGTERM and SIGINT end it in order; nothing is deleted. What a flag says wins over the file.")]
+SIGTERM and SIGINT end it in order; nothing is deleted or unmounted, and the next crfs serve goes on
+where this one stopped (crfs stop --force unmounts). The daemon runs in a process of its own (its number
+is in server.pid of the root folder) and is started again when it dies, with containers running. What a
+flag says wins over the file.")]
 pub(super) struct Args {
     /// Configuration file [default: /etc/crfs/config.toml if it exists]
     #[arg(long, value_name = "FILE")]
@@ -29,6 +32,9 @@ pub(super) struct Args {
     /// error, warn, info, debug, trace, or a filter such as info,crfs::registry=debug
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
+    /// Run in this one process: nothing survives its death
+    #[arg(long)]
+    no_keeper: bool,
 }
 
 pub(super) fn run(args: Args) -> Outcome {
@@ -38,6 +44,10 @@ pub(super) fn run(args: Args) -> Outcome {
     config.log.level = args.log_level.unwrap_or(config.log.level);
     config.check()?;
     telemetry::init(&config.log)?;
-    daemon::run(config)?;
-    Ok(ExitCode::SUCCESS)
+    if args.no_keeper || keeper::is_server() {
+        daemon::run(config)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let code = daemon::front(&config)?;
+    Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
 }

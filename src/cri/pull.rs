@@ -15,6 +15,7 @@ const PREFIX: usize = 5;
 
 #[allow(
     missing_docs,
+    clippy::allow_attributes_without_reason,
     reason = "generated; what it means is in proto/cri.proto"
 )]
 mod api {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use crate::config::Config;
 use crate::daemon::{LEFT_OVERS, Signals, client, layers, runtime};
+use crate::keeper::Held;
 use crate::layer::{Layers as _, LiveLayers, NotLazy};
 use crate::oci::{Index, LayerLabels, Manifest, ManifestError, Reference};
 use crate::overlay::{Mounter as _, System};
@@ -205,7 +206,12 @@ struct Look {
 impl Look {
     fn new(config: &Config, folder: &Path, request: Request) -> Result<Self, Error> {
         Ok(Self {
-            layers: layers(config, folder, client(config, None))?,
+            layers: layers(
+                config,
+                folder,
+                client(config, None),
+                Arc::new(Held::without_store()),
+            )?,
             mounted: Vec::new(),
             stacked: false,
             request,

@@ -1,9 +1,10 @@
 //! Composition: build bottom-up, restore, bind, serve, drain.
 //!
-//! [`run`] is `crfs serve`, [`look`] is `crfs mount`: the same layers with and without containerd.
+//! [`run`] is `crfs serve` in the end, behind its [`front()`], [`look`] is `crfs mount`: the same layers with and without containerd.
 //! Start-up needs no network: what is on disk is served at once, and a layer that cannot be is
 //! mounted later, in the background, while everything else works.
 
+mod front;
 pub mod look;
 
 use std::io;
@@ -11,15 +12,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use front::{Stopped, front, stop, upgrade};
+use tokio::net::UnixListener;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::blob::cache::Cache;
 use crate::blob::fetch::Fetcher;
 use crate::config::Config;
+use crate::keeper::protocol::FdName;
+use crate::keeper::{self, Held, STATE, State};
 use crate::layer::{LiveLayers, Parts};
 use crate::overlay::{self, options::Features};
 use crate::registry::{self, Chain, Credentials, DockerConfig, Providers, PullSecrets, Pulled};
@@ -43,6 +47,12 @@ pub enum Error {
     /// The root folder cannot be used.
     #[error(transparent)]
     Root(#[from] store::Error),
+    /// The keeper cannot be used, or said no.
+    #[error(transparent)]
+    Keeper(#[from] keeper::Error),
+    /// A layer could not be unmounted.
+    #[error("unmounting layers: {0}")]
+    Unmount(#[source] io::Error),
     /// The cache cannot be used.
     #[error(transparent)]
     Cache(#[from] blob::cache::Error),
@@ -60,32 +70,44 @@ pub enum Error {
     Fault(String),
 }
 
-/// Runs the snapshotter until SIGTERM or SIGINT. Deletes and unmounts nothing at the end.
+/// Runs the snapshotter until SIGTERM or SIGINT, with what a predecessor left in the store's hands.
+/// Deletes and unmounts nothing at the end.
 ///
 /// # Errors
 /// Something that is needed to start is missing, broken, or in another daemon's hands.
 pub fn run(config: Config) -> Result<(), Error> {
+    let root = Root::claim(&config.root)?;
+    let held = Arc::new(Held::take_over(&config.root)?);
+    held.guard(Path::new("/proc/self/exe"))?;
     let runtime = runtime()?;
-    let done = runtime.block_on(serve(config));
-    runtime.shutdown_timeout(LEFT_OVERS);
+    let done = runtime.block_on(serve(config, root, &held));
+    // One that fails is to be started again. The store need not know, if it is gone.
+    if done.is_ok() {
+        let _ = held.stopping();
+    }
+    // Not shut down: that would drop the reads under way, and a reply that is dropped is an error. The
+    // process ends, and they wait for the next server.
+    std::mem::forget(runtime);
     done
 }
 
-async fn serve(config: Config) -> Result<(), Error> {
+async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error> {
     let mut end = Signals::new().map_err(Error::Setup)?;
-    let root = Root::claim(&config.root)?;
     let pulled = Pulled::open(&config.credentials, root.path());
     let client = client(&config, Some(&pulled));
-    let layers = layers(&config, &config.root, client)?;
+    let layers = layers(&config, &config.root, client, Arc::clone(held))?;
     let faults = Faults::from_env().map_err(Error::Fault)?;
     let parts = snapshotter::Parts {
         root,
-        layers,
+        layers: Arc::clone(&layers) as _,
         overlay: Features::detect(),
         faults,
     };
     let snapshotter = Snapshotter::open(parts).await?;
-    let listener = service::socket::bind(&config.address)?;
+    let listener = held.listener(&config.address, |path| {
+        service::socket::bind(path).map_err(Error::from)
+    })?;
+    let incoming = service::socket::incoming(listener).map_err(Error::Setup)?;
     let proxy = Proxy::start(&config.cri, pulled)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -93,9 +115,12 @@ async fn serve(config: Config) -> Result<(), Error> {
         address = %config.address.display(),
         "serving"
     );
+    if let Err(error) = held.ready() {
+        tracing::warn!(%error, "the store was not told that this server is ready");
+    }
+    tokio::spawn(give_signs_of_life(Arc::clone(held), layers));
 
     let (stop, stopped) = tokio::sync::oneshot::channel();
-    let incoming = UnixListenerStream::new(listener);
     let server = service::serve(snapshotter.clone(), incoming, async {
         // An error means that the sender is gone: an end as well.
         let _ = stopped.await;
@@ -117,11 +142,38 @@ async fn serve(config: Config) -> Result<(), Error> {
     Ok(())
 }
 
+/// Tells the store that this server lives, as long as that is so: the runtime runs this, and every FUSE
+/// thread gets on. A server that is silent is killed, and its successor takes over.
+async fn give_signs_of_life(held: Arc<Held>, layers: Arc<LiveLayers>) {
+    let Some(interval) = Held::watchdog_interval() else {
+        return;
+    };
+    loop {
+        tokio::time::sleep(interval / 2).await;
+        if !layers.are_moving() {
+            tracing::error!("a FUSE thread hangs: this server will be replaced");
+        } else if let Err(error) = held.watchdog() {
+            tracing::warn!(%error, "no sign of life given to the store");
+        }
+    }
+}
+
+/// What cannot be derived of the mounts, from a predecessor if there was one. A table that cannot be read
+/// costs the mounts, not the start.
+fn state(held: &Held) -> Result<State, keeper::Error> {
+    held.state().or_else(|error| {
+        tracing::error!(%error, "mounts of the server before cannot be taken over");
+        held.remove(&FdName::new(STATE)?)?;
+        held.state()
+    })
+}
+
 /// The lazy layers of a node, with what they need, in the folder `root`.
 fn layers(
     config: &Config,
     root: &Path,
     client: registry::Client,
+    held: Arc<Held>,
 ) -> Result<Arc<LiveLayers>, Error> {
     let cache = Arc::new(Cache::open(&root.join("cache"), &config.cache)?);
     let parts = Parts {
@@ -129,6 +181,8 @@ fn layers(
         client,
         fetcher: Fetcher::new(cache, config.fetch.clone(), Handle::current()),
         mounter: Arc::new(overlay::System),
+        state: Arc::new(state(&held)?),
+        held,
         serve: config.fuse.options(Handle::current()),
         config: config.layers.clone(),
     };
@@ -157,6 +211,8 @@ impl Proxy {
         let (tasks, end) = (TaskTracker::new(), CancellationToken::new());
         if let Some(path) = &config.listen {
             let listener = service::socket::bind(path)?;
+            listener.set_nonblocking(true).map_err(Error::Setup)?;
+            let listener = UnixListener::from_std(listener).map_err(Error::Setup)?;
             tracing::info!(listen = %path.display(), containerd = %config.containerd.display(), "passing the CRI on");
             tasks.spawn(cri::serve(
                 listener,

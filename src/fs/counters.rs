@@ -18,6 +18,23 @@ pub struct Counters {
     failures: AtomicU64,
     deadlines: AtomicU64,
     panics: AtomicU64,
+    begun: AtomicU64,
+    ended: AtomicU64,
+}
+
+/// How far a mount's FUSE threads are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Turns {
+    begun: u64,
+    ended: u64,
+}
+
+impl Turns {
+    /// Whether a thread was at a request `before`, and no thread has ended any since.
+    #[must_use]
+    pub fn is_stuck_since(&self, before: Option<&Self>) -> bool {
+        self.begun > self.ended && before == Some(self)
+    }
 }
 
 /// A copy of the counts.
@@ -46,6 +63,22 @@ impl Counters {
             deadlines: get(&self.deadlines),
             panics: get(&self.panics),
         }
+    }
+
+    /// How far the threads are.
+    pub fn turns(&self) -> Turns {
+        // In this order a request that ends in between looks like one that goes on, not the reverse.
+        let ended = self.ended.load(Ordering::SeqCst);
+        let begun = self.begun.load(Ordering::SeqCst);
+        Turns { begun, ended }
+    }
+
+    pub(super) fn begin(&self) {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(super) fn end(&self) {
+        self.ended.fetch_add(1, Ordering::SeqCst);
     }
 
     pub(super) fn hit(&self) {
@@ -81,5 +114,31 @@ impl Counters {
             }
         }
         errno::of(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_is_stuck_that_is_at_the_same_request_twice() {
+        let counters = Counters::default();
+        counters.begin();
+        let first = counters.turns();
+        assert!(!first.is_stuck_since(None), "it may have just begun");
+        assert!(counters.turns().is_stuck_since(Some(&first)));
+        counters.end();
+        let idle = counters.turns();
+        assert!(!idle.is_stuck_since(Some(&first)));
+        assert!(
+            !counters.turns().is_stuck_since(Some(&idle)),
+            "nothing to do"
+        );
+        counters.begin();
+        assert!(
+            !counters.turns().is_stuck_since(Some(&first)),
+            "another request"
+        );
     }
 }

@@ -69,8 +69,11 @@ impl Adapter {
     /// Runs one callback. When it panics the reply in it is dropped, which answers `EIO`.
     fn guard(&self, request: &'static str, ino: INodeNo, callback: impl FnOnce()) {
         let _span = tracing::trace_span!("fuse", request, ino = ino.0).entered();
+        self.counters.begin();
         // Unwind safe: a callback changes nothing but counters.
-        if catch_unwind(AssertUnwindSafe(callback)).is_err() {
+        let done = catch_unwind(AssertUnwindSafe(callback));
+        self.counters.end();
+        if done.is_err() {
             self.counters.panic();
             let layer = self.fs.index().blob();
             warn!(%layer, request, ino = ino.0, "a callback panicked, its request got EIO");

@@ -8,6 +8,7 @@
 //! Promises: node ids and everything that is served are functions of the index alone, so a server
 //! that takes over a mount answers as the one before; no FUSE thread waits for the network.
 
+pub mod adopt;
 mod attr;
 mod buffers;
 mod config;
@@ -16,6 +17,7 @@ mod errno;
 mod error;
 mod fuse;
 pub mod index;
+pub mod kept;
 mod layer_fs;
 mod memory;
 mod serve;
@@ -23,7 +25,7 @@ mod unlisted;
 
 pub use buffers::Buffer;
 pub use config::Config;
-pub use counters::{Counters, Counts};
+pub use counters::{Counters, Counts, Turns};
 pub use error::Error;
 pub use index::{Index, Ino, Inode, Kind};
 pub use layer_fs::{Item, LayerFs, Reading, Statfs};

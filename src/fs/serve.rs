@@ -9,6 +9,7 @@
 
 use std::io;
 use std::num::NonZeroUsize;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -19,10 +20,11 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::fs::counters::{Counters, Counts};
+use crate::fs::counters::{Counters, Counts, Turns};
 use crate::fs::fuse::Adapter;
-use crate::fs::{LayerFs, memory};
-use crate::overlay::{DeviceId, FuseMount};
+use crate::fs::kept::{self, Device};
+use crate::fs::{LayerFs, adopt, memory};
+use crate::overlay::DeviceId;
 
 /// How long the kernel may remember what it was told of a layer, which never changes: beyond any
 /// machine's uptime, and far from overflowing the kernel's jiffies.
@@ -60,13 +62,14 @@ pub enum OpenMode {
 /// Why a mount cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The kernel's first message did not come or could not be answered.
+    /// The kernel's first message did not come or could not be answered, or what is kept of it from
+    /// the server before is not usable.
     #[error("the fuse connection {device} could not be set up: {source}")]
     Handshake {
         /// The mount.
         device: DeviceId,
         /// What went wrong.
-        source: io::Error,
+        source: adopt::Error,
     },
     /// No thread could be started.
     #[error("no thread could be started for the fuse connection {device}: {source}")]
@@ -146,6 +149,12 @@ impl Served {
         self.counters.get()
     }
 
+    /// How far its threads are.
+    #[must_use]
+    pub fn turns(&self) -> Turns {
+        self.counters.turns()
+    }
+
     /// Whether it is over: the file system was unmounted and nobody uses it, or serving failed.
     #[must_use]
     pub fn is_over(&self) -> bool {
@@ -177,18 +186,17 @@ impl Served {
     }
 }
 
-/// Serves a fresh mount on threads of its own until it is unmounted. Returns when the kernel's
-/// first message has been answered.
+/// Serves a mount, fresh or taken over, on threads of its own until it is unmounted. Returns when the
+/// kernel's first message has been answered. Whoever served it before must be gone.
 ///
 /// # Errors
-/// [`ServeError`]; the descriptor is then closed, so that requests to the mount fail.
+/// [`ServeError`]; the descriptor stays the caller's.
 pub fn serve(
-    mount: FuseMount,
+    device: &Device,
     fs: Arc<LayerFs>,
     options: &ServeOptions,
 ) -> Result<Served, ServeError> {
     memory::settle();
-    let FuseMount { fd, device } = mount;
     let layer = *fs.index().blob();
     let counters = Arc::new(Counters::default());
     let adapter = Adapter {
@@ -205,8 +213,8 @@ pub fn serve(
     // A connection may have several threads on one descriptor, never a cloned one: a successor
     // could not take over what was read from a clone.
     config.clone_fd = false;
-    let session = Session::from_fd(adapter, fd, SessionACL::All, config)
-        .map_err(|source| ServeError::Handshake { device, source })?;
+    let session = attach(adapter, device, config)?;
+    let device = device.id;
     if let Some(bytes) = options.read_ahead {
         // Only speed depends on it, and a container may see a read-only /sys.
         if let Err(error) = set_read_ahead(device, bytes) {
@@ -233,6 +241,39 @@ pub fn serve(
         ended,
         thread,
     })
+}
+
+fn attach(
+    adapter: Adapter,
+    device: &Device,
+    config: Config,
+) -> Result<Session<Adapter>, ServeError> {
+    let options = adopt::Options {
+        acl: SessionACL::All,
+        config,
+        resend: true,
+    };
+    let (id, taken_over) = (device.id, device.is_taken_over());
+    let attached = kept::attach(
+        adapter,
+        device.fd.as_fd(),
+        options,
+        &device.state,
+        &device.name,
+    )
+    .map_err(|source| ServeError::Handshake { device: id, source })?;
+    if taken_over && !attached.resend {
+        let waiting = adopt::waiting(id.minor).unwrap_or_default();
+        if waiting > 0 {
+            warn!(device = %id, waiting, "this kernel (before 6.9) does not repeat the requests that the \
+                last server left unanswered: restart the containers that hang");
+        }
+    }
+    if attached.dropped != 0 {
+        let flags = format!("{:#x}", attached.dropped);
+        warn!(device = %id, flags, "the mount was set up by a server with more capabilities");
+    }
+    Ok(attached.session)
 }
 
 /// The kernel starts every FUSE mount at 128 KiB, and sends no larger request than that.

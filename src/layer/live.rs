@@ -11,7 +11,8 @@
 //! the calls that are about one target.
 //!
 //! # Crash behaviour
-//! Nothing here is state: mounts are made again from the snapshots' records.
+//! Nothing here is state: mounts are taken over or made again ([`super::devices`]) from the snapshots'
+//! records.
 
 use std::collections::HashMap;
 use std::io;
@@ -25,17 +26,16 @@ use parking_lot::Mutex;
 
 use crate::blob::fetch::Fetcher;
 use crate::blob::{Blob, ReadAt as _};
-use crate::fs::{self, Below, Index, LayerFs, ServeOptions, Served, Unlisted};
+use crate::fs::{self, Below, Index, LayerFs, ServeOptions, Served, Turns, Unlisted};
+use crate::keeper::{Held, State};
+use crate::layer::devices::Devices;
 use crate::layer::images::Images;
 use crate::layer::resolve::Resolver;
 use crate::layer::sweep::{Kept, Stays, Sweeper};
 use crate::layer::{LayerRecord, LayerUsage, Layers, NotLazy};
 use crate::oci::{Descriptor, Digest, LayerLabels, MediaType, Reference, annotation};
-use crate::overlay::Mounter;
+use crate::overlay::{DeviceId, Mounter};
 use crate::registry::{self, Sources};
-
-/// What the source of a layer's mount begins with; its digest follows.
-const SOURCE: &str = "crfs:";
 
 /// The most folders that a lazy layer may put things into without listing them, where layers below
 /// have them: they are kept in its record.
@@ -51,6 +51,10 @@ pub struct Parts {
     pub fetcher: Arc<Fetcher>,
     /// How mounts are made.
     pub mounter: Arc<dyn Mounter>,
+    /// What keeps mounts alive when this process dies, and what a predecessor left there.
+    pub held: Arc<Held>,
+    /// The same of their handshakes.
+    pub state: Arc<State>,
     /// How mounts are served.
     pub serve: ServeOptions,
     /// Which layers may be lazy.
@@ -68,6 +72,9 @@ struct Mount {
 /// [`Layers`] on real registries and real mounts.
 pub struct LiveLayers {
     parts: Parts,
+    devices: Arc<Devices>,
+    /// How far each mount's queue was when it was last looked at.
+    looked: Mutex<HashMap<DeviceId, Turns>>,
     resolver: Arc<Resolver>,
     images: Images,
     mounts: Mutex<HashMap<PathBuf, Mount>>,
@@ -96,8 +103,15 @@ impl LiveLayers {
         let allowed = parts.config.allow_unverified.clone();
         let resolver = Resolver::new(parts.client.clone(), parts.indexes.clone(), allowed);
         let images = Images::new(parts.client.clone(), Arc::clone(&resolver));
+        let devices = Devices::new(
+            Arc::clone(&parts.mounter),
+            Arc::clone(&parts.held),
+            Arc::clone(&parts.state),
+        );
         Ok(Arc::new(Self {
             parts,
+            devices: Arc::new(devices),
+            looked: Mutex::default(),
             resolver,
             images,
             mounts: Mutex::default(),
@@ -106,6 +120,23 @@ impl LiveLayers {
             sweeper: Arc::default(),
             unmounts: AtomicU64::new(0),
         }))
+    }
+
+    /// Whether every mount has answered something since the last call, or has nothing to answer here:
+    /// no FUSE thread waits for the network, so one that is at the same request still is stuck.
+    pub fn are_moving(&self) -> bool {
+        let now: HashMap<_, _> = self
+            .mounts
+            .lock()
+            .values()
+            .map(|mount| (mount.served.device(), mount.served.turns()))
+            .collect();
+        let mut looked = self.looked.lock();
+        let is_stuck =
+            |(device, turns): (&DeviceId, &Turns)| turns.is_stuck_since(looked.get(device));
+        let moving = !now.iter().any(is_stuck);
+        *looked = now;
+        moving
     }
 
     async fn mount_named(
@@ -177,13 +208,16 @@ impl LiveLayers {
         target: &Path,
     ) -> Result<Served, NotLazy> {
         let tree = Arc::clone(tree);
-        let (mounter, options) = (Arc::clone(&self.parts.mounter), self.parts.serve.clone());
-        let (target, source) = (target.to_owned(), format!("{SOURCE}{}", record.layer));
+        let (devices, options) = (Arc::clone(&self.devices), self.parts.serve.clone());
+        let (target, layer) = (target.to_owned(), record.layer);
         // The kernel's first message is waited for, so this is not for an asynchronous thread.
         let work = move || {
-            let mount = mounter.mount_fuse(&target, &source).map_err(local)?;
-            fs::serve(mount, tree, &options).map_err(|error| {
-                if let Err(error) = mounter.unmount(&target, true) {
+            let device = devices.open(&target, &layer).map_err(local)?;
+            fs::serve(&device, tree, &options).map_err(|error| {
+                // Who uses a mount that was taken over waits for a server that can; nobody uses a new one.
+                if !device.is_taken_over()
+                    && let Err(error) = devices.close(&target)
+                {
                     tracing::error!(%error, target = %target.display(), "mount left behind");
                 }
                 local(error)
@@ -329,12 +363,13 @@ impl Layers for LiveLayers {
         record: &'a LayerRecord,
         target: &'a Path,
     ) -> BoxFuture<'a, Result<(), NotLazy>> {
-        async move {
-            // What an earlier process mounted here has no server any more.
-            self.unmount(target).await.map_err(local)?;
-            self.mount_recorded(record, target).await
-        }
-        .boxed()
+        // What this process served there is gone, or it would not be called.
+        drop(self.mounts.lock().remove(target));
+        self.mount_recorded(record, target).boxed()
+    }
+
+    fn is_handed_over(&self, target: &Path) -> bool {
+        self.devices.is_handed_over(target)
     }
 
     fn is_serving(&self, target: &Path) -> bool {
@@ -352,12 +387,12 @@ impl Layers for LiveLayers {
     fn unmount<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, io::Result<()>> {
         let removed = self.mounts.lock().remove(target);
         self.unmounts.fetch_add(1, Ordering::Relaxed);
-        let (mounter, target) = (Arc::clone(&self.parts.mounter), target.to_owned());
+        let (devices, target) = (Arc::clone(&self.devices), target.to_owned());
         async move {
-            let unmounted = tokio::task::spawn_blocking(move || unmount_all(&*mounter, &target));
-            let result = unmounted.await.map_err(io::Error::other)?;
+            let closed = tokio::task::spawn_blocking(move || devices.close(&target));
+            let result = closed.await.map_err(io::Error::other)?;
             drop(removed);
-            result
+            result.map(drop)
         }
         .boxed()
     }
@@ -398,20 +433,6 @@ impl Layers for LiveLayers {
         }
         .boxed()
     }
-}
-
-/// Whatever of ours is stacked at `target`, also dead mounts of earlier processes; nothing that
-/// somebody else has mounted there.
-fn unmount_all(mounter: &dyn Mounter, target: &Path) -> io::Result<()> {
-    let mounts = mounter.mounts_below(target)?;
-    let here = mounts.iter().filter(|mount| mount.target == target);
-    let ours = here
-        .rev()
-        .take_while(|mount| mount.source.starts_with(SOURCE));
-    for _ in ours {
-        mounter.unmount(target, true)?;
-    }
-    Ok(())
 }
 
 fn add(sources: &Sources, image: &Reference) {

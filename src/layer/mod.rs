@@ -3,6 +3,7 @@
 //! [`Layers`] is all the snapshotter knows of lazy layers. What it must persist to mount a layer
 //! again without a network is a [`LayerRecord`].
 
+mod devices;
 mod flight;
 mod images;
 mod live;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::fs::Unlisted;
 use crate::oci::{Digest, LayerLabels, Reference};
 
+pub use devices::{is_layer, unmount};
 pub use live::{LiveLayers, Parts};
 
 /// Most images that are kept of a layer beside the first.
@@ -188,6 +190,13 @@ pub trait Layers: Send + Sync {
     /// this process, if somebody else has unmounted it or mounted something over it, or if its
     /// connection was aborted. Asks the file system nothing and does not wait.
     fn is_serving(&self, target: &Path) -> bool;
+
+    /// Whether a mount at `target` was handed over by the server before and waits to be restored: who
+    /// uses it waits as well.
+    fn is_handed_over(&self, target: &Path) -> bool {
+        let _ = target;
+        false
+    }
 
     /// Takes the mount at `target` down, also a dead one; no mount there is not an error. Files
     /// that are open in it stay readable until they are closed.

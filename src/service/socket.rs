@@ -5,10 +5,10 @@ use std::io;
 use std::os::unix::fs::{
     DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _,
 };
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
 
 /// Why there is no socket to serve on.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +37,7 @@ pub enum Error {
 }
 
 /// Binds a socket at `path`. Its folder is made with mode 0700 if need be, a socket left by a dead
-/// daemon is replaced. Needs a tokio runtime.
+/// daemon is replaced.
 ///
 /// # Errors
 /// The folder or what is at `path` belongs to somebody else, is a symlink or no socket, or a
@@ -50,6 +50,16 @@ pub fn bind(path: &Path) -> Result<UnixListener, Error> {
     let private = Permissions::from_mode(0o600);
     fs::set_permissions(path, private).map_err(failed("chmod", path))?;
     Ok(listener)
+}
+
+/// What a tokio server takes calls from. Needs a tokio runtime.
+///
+/// # Errors
+/// The runtime could not register it.
+pub fn incoming(listener: UnixListener) -> io::Result<UnixListenerStream> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    Ok(UnixListenerStream::new(listener))
 }
 
 fn make_folder(folder: &Path) -> Result<(), Error> {
@@ -123,8 +133,8 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/crfs.sock");
         let first = bind(&path).unwrap();
@@ -135,8 +145,8 @@ mod tests {
         bind(&path).unwrap();
     }
 
-    #[tokio::test]
-    async fn what_is_not_ours_is_left_alone() {
+    #[test]
+    fn what_is_not_ours_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let (file, link) = (dir.path().join("file"), dir.path().join("link"));
         fs::write(&file, "kept").unwrap();

@@ -91,7 +91,14 @@ pub(super) fn start(inner: &Arc<Inner>) {
 
 async fn keep_trying(weak: Weak<Inner>) {
     while let Some(inner) = weak.upgrade() {
-        let ids = inner.health.ids();
+        let mut ids = inner.health.ids();
+        // Containers that run wait for these; what has to be mounted anew, or fetched, comes after.
+        let handed_over = |id: &u64| {
+            inner
+                .layers
+                .is_handed_over(&inner.snapshots.folder(*id).fs())
+        };
+        ids.sort_by_cached_key(|id| !handed_over(id));
         futures::stream::iter(ids)
             .for_each_concurrent(AT_ONCE, |id| {
                 let inner = &inner;

@@ -27,13 +27,7 @@ impl Root {
     /// [`Error::NewerSchema`] before anything is touched, [`Error::Locked`] if another process has
     /// it, [`Error::BadRoot`] if the path cannot be used, or [`Error::Io`].
     pub fn claim(path: &Path) -> Result<Self, Error> {
-        check_path(path)?;
-        check_version(path)?;
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(Error::io("create", path))?;
+        Self::prepare(path)?;
         let lock = lock(path)?;
         // Once more under the lock: a newer program may have come and gone in between.
         if check_version(path)?.is_none() {
@@ -43,6 +37,20 @@ impl Root {
             path: path.to_owned(),
             _lock: lock,
         })
+    }
+
+    /// Creates the folder if need be, without claiming it.
+    ///
+    /// # Errors
+    /// As [`Self::claim`], except that another process may have it.
+    pub fn prepare(path: &Path) -> Result<(), Error> {
+        check_path(path)?;
+        check_version(path)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(Error::io("create", path))
     }
 
     /// The folder.

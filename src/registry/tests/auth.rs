@@ -2,6 +2,9 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -196,14 +199,24 @@ async fn a_refusal_says_where_credentials_are_looked_for() {
 async fn a_token_service_that_is_down_is_asked_once_by_all_together() {
     let (server, content, _) = with_blob(1_000);
     server.guard(bearer(None));
-    server.script(|seen, _| {
-        (seen.path() == "/token").then(|| {
-            std::thread::sleep(Duration::from_millis(100));
-            Reply::new(503)
-        })
+    // The service answers when all ten have been sent to it, however long this machine takes.
+    let refused = Arc::new(AtomicU32::new(0));
+    server.script(move |seen, _| {
+        if seen.path() != "/token" {
+            refused.fetch_add(1, Ordering::SeqCst);
+            return None;
+        }
+        let until = Instant::now() + Duration::from_secs(20);
+        while refused.load(Ordering::SeqCst) < 10 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        Some(Reply::new(503))
     });
     let config = Config {
         retries: 0,
+        progress_timeout: Duration::from_secs(30),
+        deadline: Duration::from_secs(30),
         ..impatient()
     };
     let client = Client::new(config, Arc::new(Anonymous));

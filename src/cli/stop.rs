@@ -1,0 +1,42 @@
+//! `crfs stop`: ends the daemon, with or without its mounts.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::cli::Outcome;
+use crate::config::Config;
+use crate::daemon::{self, Stopped};
+
+/// End the daemon; layers stay mounted for the next one, unless forced
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  crfs stop
+  crfs stop --root /var/lib/crfs
+  crfs stop --force               before uninstalling: unmount every layer as well
+
+Containers go on while the daemon is away; what they read and is not in the kernel's memory waits for the
+next crfs serve. With --force they lose their files. Where systemd started the daemon, use systemctl stop.")]
+pub(super) struct Args {
+    /// The daemon's root folder [default: that of the configuration]
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Configuration file [default: /etc/crfs/config.toml if it exists]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Unmount all layers, in use or not
+    #[arg(long)]
+    force: bool,
+}
+
+pub(super) fn run(args: Args) -> Outcome {
+    let root = match args.root {
+        Some(root) => root,
+        None => Config::load(args.config.as_deref())?.root,
+    };
+    match daemon::stop(&root, args.force)? {
+        Stopped::Now => println!("stopped {}", root.display()),
+        Stopped::Before => println!("no daemon runs for {}", root.display()),
+    }
+    Ok(ExitCode::SUCCESS)
+}

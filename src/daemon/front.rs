@@ -1,0 +1,85 @@
+//! What an operator starts and ends: the front of `crfs serve`, `crfs stop`, `crfs upgrade`.
+//!
+//! The daemon itself runs under a keeper ([`crate::keeper`]), or under systemd, which is one too.
+
+use std::io;
+use std::path::Path;
+
+use crate::config::Config;
+use crate::daemon::Error;
+use crate::keeper::{self, Attach, Folder, Program};
+use crate::layer;
+use crate::overlay::{Mounter as _, System};
+use crate::store::{self, Root};
+
+/// How a server came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// It served until now.
+    Now,
+    /// None was there.
+    Before,
+}
+
+/// Runs the daemon under a keeper until it has ended for good; its exit code. Nothing but waiting is done
+/// here: killing this process harms nobody.
+///
+/// # Errors
+/// The root folder cannot be used, another daemon has it, or the keeper cannot be started.
+pub fn front(config: &Config) -> Result<i32, Error> {
+    Root::prepare(&config.root)?;
+    let attach = Attach::new(&config.root).map_err(Error::Setup)?;
+    if !keeper::is_there(&attach.folder)? {
+        // A daemon without a keeper is under systemd, or about to start another.
+        drop(Root::claim(&config.root)?);
+    }
+    let program = Program::of_this_process().map_err(Error::Setup)?;
+    keeper::front(&attach, &program).map_err(|error| match (error, Root::claim(&config.root)) {
+        // This one names the process.
+        (keeper::Error::Refused(_) | keeper::Error::Running(_), Err(locked)) => locked.into(),
+        (error, _) => error.into(),
+    })
+}
+
+/// Ends the daemon of a root folder in order. Layers stay mounted and wait for the next one; with `force`
+/// all of them are unmounted, and containers that run on them lose their files.
+///
+/// # Errors
+/// The daemon is not ours to stop, or a mount cannot be taken down.
+pub fn stop(root: &Path, force: bool) -> Result<Stopped, Error> {
+    let folder = Folder::new(root).map_err(Error::Setup)?;
+    if !folder.server_lock().exists() {
+        return Ok(Stopped::Before);
+    }
+    let kept = keeper::is_there(&folder)?;
+    let runs = matches!(Root::claim(root), Err(store::Error::Locked { .. }));
+    if kept {
+        keeper::stop(&folder)?;
+    } else if runs {
+        drop(Root::claim(root)?);
+    }
+    if force {
+        unmount_layers(root).map_err(Error::Unmount)?;
+        keeper::let_go(&folder)?;
+    }
+    Ok(if runs { Stopped::Now } else { Stopped::Before })
+}
+
+/// Replaces the running daemon by another program, with containers running; `program` is absolute. If
+/// the new one does not serve, the old one is back, and the error says why.
+///
+/// # Errors
+/// No daemon runs under a keeper there, or the new program does not serve.
+pub fn upgrade(root: &Path, program: &Path) -> Result<(), Error> {
+    let folder = Folder::new(root).map_err(Error::Setup)?;
+    Ok(keeper::upgrade(&folder, program)?)
+}
+
+/// What others have mounted over a layer stays, and the layer with it.
+fn unmount_layers(root: &Path) -> io::Result<()> {
+    let mounts = System.mounts_below(&root.canonicalize()?)?;
+    for mount in mounts.iter().filter(|mount| layer::is_layer(mount)) {
+        layer::unmount(&System, &mount.target)?;
+    }
+    Ok(())
+}
