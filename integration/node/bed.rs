@@ -191,6 +191,14 @@ impl Bed {
         serde_json::from_str(&answer).unwrap_or(Value::Null)
     }
 
+    /// Sets who may read what of the registry: see `integration/bed/guard.py`.
+    pub fn guard(&self, said: &Value) {
+        let url = format!("http://{}/_relay/guard", self.registry());
+        let mut curl = Command::new("curl");
+        curl.args(["-fsS", "--noproxy", "*", "--max-time", "10", "-d", &said.to_string(), &url]);
+        checked(&curl.output().unwrap(), "curl", "");
+    }
+
     fn read_until(&mut self, last: &str) {
         for line in self.answers.by_ref() {
             let line = line.unwrap();

@@ -14,6 +14,7 @@ mod bed;
 mod cache;
 mod cli;
 mod cli_mount;
+mod credentials;
 mod cri;
 mod fs_layer;
 mod fs_mount;
