@@ -195,7 +195,16 @@ impl Bed {
     pub fn guard(&self, said: &Value) {
         let url = format!("http://{}/_relay/guard", self.registry());
         let mut curl = Command::new("curl");
-        curl.args(["-fsS", "--noproxy", "*", "--max-time", "10", "-d", &said.to_string(), &url]);
+        curl.args([
+            "-fsS",
+            "--noproxy",
+            "*",
+            "--max-time",
+            "10",
+            "-d",
+            &said.to_string(),
+            &url,
+        ]);
         checked(&curl.output().unwrap(), "curl", "");
     }
 

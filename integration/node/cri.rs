@@ -72,8 +72,12 @@ fn pulled_and_run(way: &str) {
 
 /// What kubelet asks for all the time.
 fn statistics(bed: &Bed, pod: &Pod, image: &str) {
-    let stats: Value = parse(&bed.crictl(&["stats", "-o", "json", &pod.container]));
-    let stats = &stats["stats"][0];
+    let get = || parse(&bed.crictl(&["stats", "-o", "json", &pod.container]));
+    bed::wait_for("the container's usage to be collected", 30, || {
+        let used = &get()["stats"][0]["writableLayer"]["usedBytes"]["value"];
+        !used.is_null() && number(used) > 0
+    });
+    let stats = &get()["stats"][0];
     assert_eq!(stats["attributes"]["id"], pod.container.as_str());
     let written = &stats["writableLayer"];
     assert!(number(&written["usedBytes"]["value"]) > 0, "{stats}");

@@ -129,7 +129,7 @@ async fn a_plugin_is_asked_once_for_what_its_answer_holds_for() {
 #[tokio::test]
 async fn an_answer_is_renewed_when_it_ends_and_when_it_is_refused() {
     let plugin = Plugin::new();
-    plugin.says("Image", "\"400ms\"", "a.r.io", "one");
+    plugin.says("Image", "\"3s\"", "a.r.io", "one");
     let providers = Arc::new(plugin.providers());
     let found = providers.find("a.r.io", "x").await.unwrap();
     assert!(
@@ -137,7 +137,7 @@ async fn an_answer_is_renewed_when_it_ends_and_when_it_is_refused() {
         "whoever uses it knows when it ends"
     );
     plugin.says("Image", "\"1h\"", "a.r.io", "two");
-    tokio::time::sleep(Duration::from_millis(450)).await;
+    tokio::time::sleep(Duration::from_millis(3100)).await;
     let together = (0..8).map(|_| {
         let providers = Arc::clone(&providers);
         tokio::spawn(async move { passwords(&*providers, "a.r.io/x").await })
@@ -174,13 +174,13 @@ async fn a_plugin_that_fails_takes_nothing_away_and_says_why() {
     let error = providers.find("a.r.io", "x").await.unwrap_err();
     assert!(error.to_string().contains("no metadata service"), "{error}");
     assert!(error.is_transient(), "it may be over soon");
-    plugin.says("Image", "\"50ms\"", "a.r.io", "hunter2");
+    plugin.says("Image", "\"2s\"", "a.r.io", "hunter2");
     assert_eq!(
         passwords(&providers, "a.r.io/x").await,
         [password("hunter2")]
     );
     plugin.says_nothing();
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    tokio::time::sleep(Duration::from_millis(2100)).await;
     assert_eq!(
         passwords(&providers, "a.r.io/x").await,
         [password("hunter2")]

@@ -68,14 +68,24 @@ async fn every_image_that_a_layer_is_pulled_as_is_kept() {
     let mut labels = target_labels('a');
     labels.insert(label::IMAGE_REF.to_owned(), "liar.io/x:1".to_owned());
     labels.insert(label::LAYER_DIGEST.to_owned(), super::digest('z'));
-    bed.s().prepare(key("ns/3/extract"), None, labels).await.unwrap();
+    bed.s()
+        .prepare(key("ns/3/extract"), None, labels)
+        .await
+        .unwrap();
     assert_eq!(bed.layers.calls("source"), 2);
     bed.reopen().await;
     let after = bed.s().stat(&key(&bed.find('a', "")[0])).unwrap();
     let lazy = after.lazy.as_ref().unwrap();
     assert_eq!(lazy.image, "r.io/image:tag");
-    assert_eq!(lazy.also, ["q.io/other:1", "p.io/third:latest"], "one of a repository");
-    assert_eq!((&after.labels, after.updated), (&before.labels, before.updated));
+    assert_eq!(
+        lazy.also,
+        ["q.io/other:1", "p.io/third:latest"],
+        "one of a repository"
+    );
+    assert_eq!(
+        (&after.labels, after.updated),
+        (&before.labels, before.updated)
+    );
     assert_eq!((bed.folders(), bed.layers.calls("mount")), (1, 1));
 }
 
