@@ -17,7 +17,13 @@ node_prepare() {
 		PATH='$containerd_bin:$PATH' exec '$containerd_bin/ctr' --address '$node_socket' --namespace '$2' "\$@"
 	SH
 	chmod +x "$node_ctr"
-	[ -z "$node_cri" ] || node_write_crictl
+	[ -z "$node_cri" ] || node_prepare_cri
+}
+
+node_prepare_cri() {
+	mkdir -p "$node_folder/certs.d/$registry_address"
+	echo "server = \"http://$registry_address\"" >"$node_folder/certs.d/$registry_address/hosts.toml"
+	node_write_crictl
 }
 
 # node_write_crictl: a `crictl` that speaks to crfs's CRI proxy where crfs has one, else to containerd.
@@ -43,6 +49,8 @@ node_cri_config() {
 		  disable_snapshot_annotations = $without
 		  [plugins."io.containerd.cri.v1.images".pinned_images]
 		    sandbox = "$registry_address/pause:lazy"
+		  [plugins."io.containerd.cri.v1.images".registry]
+		    config_path = "$node_folder/certs.d"
 		[plugins."io.containerd.cri.v1.runtime"]
 		  restrict_oom_score_adj = true
 		  [plugins."io.containerd.cri.v1.runtime".cni]

@@ -150,6 +150,8 @@ fn client(
     folder: &Path,
 ) -> Result<Client, String> {
     let mut build = build;
+    // Fails if a provider is installed already: then that one is used.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let (file, data) = (
         &entry.certificate_authority,
         &entry.certificate_authority_data,

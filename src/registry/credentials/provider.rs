@@ -160,8 +160,7 @@ impl Providers {
                 let refused =
                     old.is_some_and(|(_, old)| old.refused && old.logins == answer.logins);
                 answer.pause = refused.then(|| now + PAUSE);
-                let key = keys.into_iter().find(|key| key.1 == kind);
-                if let Some(key) = key.filter(|_| now < answer.until) {
+                if let Some(key) = keys.into_iter().find(|key| Some(key.1) == kind) {
                     self.keep(key, answer.clone());
                 }
                 Ok(answer)
@@ -193,7 +192,8 @@ impl Providers {
         }
     }
 
-    async fn run(&self, plugin: &Plugin, image: &str) -> Result<(CacheKey, Answer), Error> {
+    /// Runs the plugin; gives its answer and what that holds for, if it may be kept at all.
+    async fn run(&self, plugin: &Plugin, image: &str) -> Result<(Option<CacheKey>, Answer), Error> {
         let program = self.folder.join(&plugin.name);
         let broken = |why: String| Error::Credentials {
             place: program.display().to_string(),
@@ -244,7 +244,7 @@ impl Providers {
         // A year is for ever, and the clock can add it.
         let until = start + life.min(Duration::from_secs(31_536_000));
         Ok((
-            response.cache_key_type,
+            (!life.is_zero()).then_some(response.cache_key_type),
             Answer {
                 logins,
                 until,
