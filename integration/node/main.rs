@@ -15,6 +15,8 @@ mod bench;
 mod cache;
 mod cli;
 mod cli_mount;
+mod credentials;
+mod cri;
 #[path = "../../src/registry/testing.rs"]
 mod fake_registry;
 mod fault_h2;

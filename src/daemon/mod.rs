@@ -15,8 +15,11 @@ use std::time::Duration;
 
 pub use front::{Stopped, front, status, stop, upgrade};
 use futures::StreamExt as _;
+use tokio::net::UnixListener;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::blob::cache::Cache;
 use crate::blob::fetch::Fetcher;
@@ -26,11 +29,10 @@ use crate::keeper::{self, Held, STATE, State};
 use crate::layer::profile::Folder;
 use crate::layer::{Layers as _, LiveLayers, Parts};
 use crate::overlay::{self, options::Features};
-use crate::registry::{self, DockerConfig};
-use crate::service;
+use crate::registry::{self, Chain, Credentials, DockerConfig, Providers, PullSecrets, Pulled};
 use crate::snapshotter::{self, Snapshotter};
 use crate::store::{Faults, Root};
-use crate::{blob, store};
+use crate::{blob, cri, service, store};
 
 /// How long a stopping daemon waits for answers that are being sent.
 const GOODBYE: Duration = Duration::from_secs(10);
@@ -107,7 +109,9 @@ pub fn run(config: Config) -> Result<(), Error> {
 
 async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error> {
     let mut end = Signals::new().map_err(Error::Setup)?;
-    let layers = layers(&config, &config.root, Arc::clone(held))?;
+    let pulled = Pulled::open(&config.credentials, root.path());
+    let client = client(&config, Some(&pulled));
+    let layers = layers(&config, &config.root, client, Arc::clone(held))?;
     take_over(&config.root, &layers).await;
     let faults = Faults::from_env().map_err(Error::Fault)?;
     let parts = snapshotter::Parts {
@@ -121,6 +125,7 @@ async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error
         service::socket::bind(path).map_err(Error::from)
     })?;
     let incoming = service::socket::incoming(listener).map_err(Error::Setup)?;
+    let proxy = Proxy::start(&config.cri, pulled)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         root = %config.root.display(),
@@ -147,6 +152,7 @@ async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error
         }
     }
     let _ = stop.send(());
+    proxy.end().await;
     if tokio::time::timeout(GOODBYE, server).await.is_err() {
         tracing::warn!("connections still open are closed");
     }
@@ -221,11 +227,16 @@ fn state(held: &Held) -> Result<State, keeper::Error> {
 }
 
 /// The lazy layers of a node, with what they need, in the folder `root`.
-fn layers(config: &Config, root: &Path, held: Arc<Held>) -> Result<Arc<LiveLayers>, Error> {
+fn layers(
+    config: &Config,
+    root: &Path,
+    client: registry::Client,
+    held: Arc<Held>,
+) -> Result<Arc<LiveLayers>, Error> {
     let cache = Arc::new(Cache::open(&root.join("cache"), &config.cache)?);
     let parts = Parts {
         indexes: root.join("indexes"),
-        client: client(config),
+        client,
         fetcher: Fetcher::new(cache, config.fetch.clone(), Handle::current()),
         mounter: Arc::new(overlay::System),
         state: Arc::new(state(&held)?),
@@ -238,9 +249,46 @@ fn layers(config: &Config, root: &Path, held: Arc<Held>) -> Result<Arc<LiveLayer
     LiveLayers::new(parts).map_err(Error::Setup)
 }
 
-fn client(config: &Config) -> registry::Client {
-    let credentials = DockerConfig::new(&config.registry);
-    registry::Client::new(config.registry.clone(), Arc::new(credentials))
+/// A client with all the credentials of this node: the surest and fastest sources first, as a later
+/// one is asked only when what the earlier ones have is refused.
+fn client(config: &Config, pulled: Option<&Pulled>) -> registry::Client {
+    let mut sources: Vec<Arc<dyn Credentials>> = Vec::new();
+    sources.extend(pulled.map(|pulled| Arc::new(pulled.clone()) as _));
+    sources.push(Arc::new(DockerConfig::new(&config.registry)));
+    sources.extend(Providers::new(&config.credentials).map(|source| Arc::new(source) as _));
+    sources.extend(PullSecrets::new(&config.credentials).map(|source| Arc::new(source) as _));
+    registry::Client::new(config.registry.clone(), Arc::new(Chain(sources)))
+}
+
+/// The CRI proxy, if there is one.
+struct Proxy {
+    tasks: TaskTracker,
+    end: CancellationToken,
+}
+
+impl Proxy {
+    fn start(config: &cri::Config, pulled: Pulled) -> Result<Self, Error> {
+        let (tasks, end) = (TaskTracker::new(), CancellationToken::new());
+        if let Some(path) = &config.listen {
+            let listener = service::socket::bind(path)?;
+            listener.set_nonblocking(true).map_err(Error::Setup)?;
+            let listener = UnixListener::from_std(listener).map_err(Error::Setup)?;
+            tracing::info!(listen = %path.display(), containerd = %config.containerd.display(), "passing the CRI on");
+            tasks.spawn(cri::serve(
+                listener,
+                config.containerd.clone(),
+                pulled,
+                end.clone(),
+            ));
+        }
+        tasks.close();
+        Ok(Self { tasks, end })
+    }
+
+    async fn end(self) {
+        self.end.cancel();
+        self.tasks.wait().await;
+    }
 }
 
 /// Threads for gRPC and HTTP. Serving cached reads and decoding have threads of their own.

@@ -44,7 +44,7 @@ use crate::layer::sweep::{Kept, Stays, Sweeper};
 use crate::layer::{LayerRecord, LayerUsage, Layers, NotLazy};
 use crate::oci::{Descriptor, Digest, LayerLabels, MediaType, Reference, annotation};
 use crate::overlay::{DeviceId, Mounter};
-use crate::registry;
+use crate::registry::{self, Sources};
 
 /// The most folders that a lazy layer may put things into without listing them, where layers below
 /// have them: they are kept in its record.
@@ -101,8 +101,8 @@ pub struct LiveLayers {
     resolver: Arc<Resolver>,
     images: Images,
     mounts: Mutex<HashMap<PathBuf, Mount>>,
-    /// Content by layer, shared by all mounts of it.
-    blobs: Mutex<HashMap<Digest, Weak<Blob>>>,
+    /// Content by layer, shared by all mounts of it, and where it may be had.
+    blobs: Mutex<HashMap<Digest, (Weak<Blob>, Sources)>>,
     profiles: Arc<Folder>,
     recorder: Recorder,
     /// Images that are being pulled or started, by manifest.
@@ -184,11 +184,12 @@ impl LiveLayers {
     ) -> Result<LayerRecord, NotLazy> {
         let descriptor = self.images.descriptor(labels).await?;
         let image = labels.image.with_digest(labels.manifest);
-        let resolved = self.resolver.resolve(&image, &descriptor);
+        let resolved = self.resolver.resolve(&[image], &descriptor);
         let (toc, start) = tokio::join!(resolved, self.start_of(labels));
         let (toc, start) = (toc?, start.ok());
         let record = LayerRecord {
             image: labels.image.to_string(),
+            also: Vec::new(),
             manifest: labels.manifest,
             layer: labels.layer,
             size: descriptor.size,
@@ -212,8 +213,8 @@ impl LiveLayers {
             Attached::NoIndex(error) => error,
         };
         tracing::warn!(layer = %record.layer, %error, "no usable index, making it again");
-        let (image, descriptor) = described(record)?;
-        self.resolver.resolve(&image, &descriptor).await?;
+        let (images, descriptor) = self.described(record)?;
+        self.resolver.resolve(&images, &descriptor).await?;
         match self.attach(record, target, start).await? {
             Attached::Mounted => Ok(()),
             Attached::NoIndex(error) => Err(local(error)),
@@ -304,28 +305,56 @@ impl LiveLayers {
         self.resolver.index_path(&record.layer, &record.toc)
     }
 
+    /// A record as the manifest described the layer, and the images that it is read as part of: enough
+    /// to read its blob.
+    fn described(&self, record: &LayerRecord) -> Result<(Vec<Reference>, Descriptor), NotLazy> {
+        let first: Reference = record.image.parse().map_err(local)?;
+        let mut images = record.images();
+        // What may be read unverified from one repository may not be from another.
+        let allowed = |image: &Reference| {
+            let name = format!("{}/{}", image.host(), image.repository());
+            self.parts.config.allow_unverified.contains(&name)
+        };
+        if allowed(&first) {
+            images.retain(allowed);
+        }
+        let annotations = [(annotation::TOC_DIGEST.to_owned(), record.toc.to_string())];
+        let descriptor = Descriptor {
+            media_type: MediaType::OciTarGzip,
+            digest: record.layer,
+            size: record.size,
+            annotations: annotations.into(),
+            platform: None,
+            extra: serde_json::Map::new(),
+        };
+        Ok((images, descriptor))
+    }
+
     /// The layer's content: the one that other mounts of it use, or a new one.
     fn blob(&self, record: &LayerRecord, index: &Arc<Index>) -> Result<Arc<Blob>, NotLazy> {
+        let (images, descriptor) = self.described(record)?;
         let mut blobs = self.blobs.lock();
-        blobs.retain(|_, blob| blob.strong_count() > 0);
-        if let Some(blob) = blobs.get(&record.layer).and_then(Weak::upgrade) {
+        blobs.retain(|_, (blob, _)| blob.strong_count() > 0);
+        if let Some((blob, sources)) = blobs.get(&record.layer)
+            && let Some(blob) = blob.upgrade()
+        {
+            for image in &images {
+                add(sources, image);
+            }
             return Ok(blob);
         }
-        let (image, descriptor) = described(record)?;
-        let source = self
-            .parts
-            .client
-            .blob(&image, descriptor.digest, descriptor.size);
-        let source = source.map_err(|error| NotLazy::Registry(error.to_string()))?;
+        let client = &self.parts.client;
+        let sources = Sources::new(client, &images, descriptor.digest, descriptor.size);
+        let sources = sources.map_err(|error| NotLazy::Registry(error.to_string()))?;
         let blob = Arc::new(Blob::new(
             &self.parts.fetcher,
-            source,
+            Arc::new(sources.clone()),
             Arc::clone(index) as _,
         ));
         if self.parts.serve.passes_through(&index.summary()) {
             blob.pass_through();
         }
-        blobs.insert(record.layer, Arc::downgrade(&blob));
+        blobs.insert(record.layer, (Arc::downgrade(&blob), sources));
         Ok(blob)
     }
 }
@@ -379,6 +408,24 @@ impl Layers for LiveLayers {
             tokio::task::spawn_blocking(work).await.map_err(local)?
         }
         .boxed()
+    }
+
+    fn add_source(&self, target: &Path, image: &Reference) {
+        let record = self
+            .mounts
+            .lock()
+            .get(target)
+            .map(|mount| mount.record.clone());
+        let Some(record) = record.and_then(|record| record.pulled_as(image)) else {
+            return;
+        };
+        let images = self.described(&record).map(|(images, _)| images);
+        let blobs = self.blobs.lock();
+        if let Some((_, sources)) = blobs.get(&record.layer) {
+            for image in images.iter().flatten() {
+                add(sources, image);
+            }
+        }
     }
 
     fn restore<'a>(
@@ -438,6 +485,12 @@ impl Layers for LiveLayers {
         async move {
             let sweep = self.sweeping.write().await;
             let (kept, resolver) = (self.kept(live), Arc::clone(&self.resolver));
+            let images: Vec<_> = kept.values().flat_map(Stays::images).collect();
+            self.parts.client.retain_credentials(&|host, repository| {
+                let of =
+                    |image: &Reference| image.host() == host && image.repository() == repository;
+                images.iter().any(of)
+            });
             let indexes = move || Sweeper::indexes(&resolver, &kept).map(|()| kept);
             let kept = tokio::task::spawn_blocking(indexes).await;
             let kept = kept.map_err(io::Error::other)??;
@@ -475,19 +528,10 @@ async fn read_ahead(blob: Weak<Blob>, device: DeviceId) {
     }
 }
 
-/// A record as the manifest described the layer: enough to read its blob.
-fn described(record: &LayerRecord) -> Result<(Reference, Descriptor), NotLazy> {
-    let image: Reference = record.image.parse().map_err(local)?;
-    let annotations = [(annotation::TOC_DIGEST.to_owned(), record.toc.to_string())];
-    let descriptor = Descriptor {
-        media_type: MediaType::OciTarGzip,
-        digest: record.layer,
-        size: record.size,
-        annotations: annotations.into(),
-        platform: None,
-        extra: serde_json::Map::new(),
-    };
-    Ok((image.with_digest(record.manifest), descriptor))
+fn add(sources: &Sources, image: &Reference) {
+    if let Err(error) = sources.add(image) {
+        tracing::warn!(%image, %error, "not a source of its layers");
+    }
 }
 
 fn local(error: impl std::fmt::Display) -> NotLazy {

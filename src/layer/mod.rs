@@ -21,11 +21,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::blob::ByteSize;
 use crate::fs::Unlisted;
-use crate::oci::{Digest, LayerLabels};
+use crate::oci::{Digest, LayerLabels, Reference};
 use crate::stargz::Limits;
 
 pub use devices::{Health, is_layer, unmount};
 pub use live::{LiveLayers, Parts};
+
+/// Most images that are kept of a layer beside the first.
+const MAX_ALSO: usize = 7;
 
 /// Section `[layers]` of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +56,10 @@ impl Default for Config {
 pub struct LayerRecord {
     /// The image it was pulled as part of, as text (`host/name:tag`).
     pub image: String,
+    /// Other images that it was pulled as part of since, one of a repository: it is read as part of
+    /// one of them where it cannot be as part of `image`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<String>,
     /// The manifest that names the layer.
     pub manifest: Digest,
     /// The compressed blob.
@@ -65,6 +72,32 @@ pub struct LayerRecord {
     /// What the layers below it in this image say of folders that it does not list.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unlisted: Vec<Unlisted>,
+}
+
+impl LayerRecord {
+    /// The record with one more image that the layer was pulled as part of; `None` if that says
+    /// nothing new, or if there are enough.
+    #[must_use]
+    pub fn pulled_as(&self, image: &Reference) -> Option<Self> {
+        let known = self.images();
+        let is_known = known
+            .iter()
+            .any(|known| known.host() == image.host() && known.repository() == image.repository());
+        (!is_known && self.also.len() < MAX_ALSO).then(|| {
+            let mut record = self.clone();
+            record.also.push(image.to_string());
+            record
+        })
+    }
+
+    /// All images that it was pulled as part of, pinned to its manifest; the first one first.
+    fn images(&self) -> Vec<Reference> {
+        let all = std::iter::once(&self.image).chain(&self.also);
+        let parsed = all.filter_map(|text| text.parse::<Reference>().ok());
+        parsed
+            .map(|image| image.with_digest(self.manifest))
+            .collect()
+    }
 }
 
 /// Why a layer is not lazy. Each has a name (for metrics and `crfs why`) and a sentence.
@@ -160,6 +193,12 @@ pub trait Layers: Send + Sync {
     /// that are no layers' are passed over. Does not wait for anything.
     fn starting(&self, stack: &[PathBuf]) {
         let _ = stack;
+    }
+
+    /// The layer mounted at `target` was pulled as part of `image` too: it may be read as that, with
+    /// the credentials for that.
+    fn add_source(&self, target: &Path, image: &Reference) {
+        let _ = (target, image);
     }
 
     /// Mounts a layer again from its record; never needs the network if the index is there. If it

@@ -22,7 +22,7 @@ use crate::layer::flight::{Flights, Outcome};
 use crate::layer::spool::{Spool, SpoolPart};
 use crate::layer::{Config, NotLazy};
 use crate::oci::{Descriptor, Digest, Reference, annotation};
-use crate::registry::{self, RangeSource};
+use crate::registry::{self, RangeSource, Sources};
 use crate::stargz::{Footer, Limits, Toc};
 
 /// The least that is read of a blob's end, in bytes: the TOC of a layer of a few hundred files.
@@ -81,7 +81,7 @@ impl Resolver {
     /// Starts on a layer, if it can be lazy at all, without waiting for it.
     pub(super) fn start(self: &Arc<Self>, image: &Reference, layer: &Descriptor) {
         if self.can_be_lazy(image, layer) {
-            drop(self.resolve(image, layer));
+            drop(self.resolve(std::slice::from_ref(image), layer));
         }
     }
 
@@ -90,18 +90,21 @@ impl Resolver {
         self.promise(image, layer).is_ok()
     }
 
-    /// Sees to it that the layer's index is on disk; gives the digest of its TOC.
+    /// Sees to it that the layer's index is on disk; gives the digest of its TOC. It is a layer of
+    /// all `images`; the first one counts where nothing promises its content.
     pub(super) fn resolve(
         self: &Arc<Self>,
-        image: &Reference,
+        images: &[Reference],
         layer: &Descriptor,
     ) -> Outcome<Digest> {
         let this = Arc::clone(self);
-        let (image, layer) = (image.clone(), layer.clone());
+        let (images, layer) = (images.to_vec(), layer.clone());
         self.layers.join(layer.digest, async move {
-            match this.promise(&image, &layer)? {
+            let none = || NotLazy::Local("a layer of no image".to_owned());
+            let image = images.first().ok_or_else(none)?;
+            match this.promise(image, &layer)? {
                 Promise::Digest(toc) if this.is_indexed(&layer.digest, &toc) => Ok(toc),
-                promise => this.fetch(&image, &layer, promise).await,
+                promise => this.fetch(&images, &layer, promise).await,
             }
         })
     }
@@ -142,16 +145,16 @@ impl Resolver {
 
     async fn fetch(
         &self,
-        image: &Reference,
+        images: &[Reference],
         layer: &Descriptor,
         promise: Promise,
     ) -> Result<Digest, NotLazy> {
         let _reader = self.readers.acquire().await;
-        let source = self.client.blob(image, layer.digest, layer.size);
+        let source = Sources::new(&self.client, images, layer.digest, layer.size);
         let source = source.map_err(|error| NotLazy::Registry(error.to_string()))?;
         let most = self.limits.toc_json / RATIO;
         let reading = Reading {
-            source: source.as_ref(),
+            source: &source,
             most,
             folder: &self.indexes,
         };

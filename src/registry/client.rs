@@ -66,6 +66,12 @@ impl Client {
         &self.0.traffic
     }
 
+    /// Credentials are needed only for repositories (host, repository) that are `used`: others that
+    /// were kept may be forgotten.
+    pub fn retain_credentials(&self, used: &dyn Fn(&str, &str) -> bool) {
+        self.0.credentials.retain(used);
+    }
+
     /// The manifest or index of an image, of at most [`MAX_MANIFEST`] bytes. If the reference
     /// has a digest, the bytes have it too.
     ///

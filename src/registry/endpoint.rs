@@ -21,7 +21,7 @@ use crate::registry::transport::{Answer, Request, Transport, host_of, same_origi
 use crate::registry::{Config, Error, Traffic};
 
 /// How many grants one request may go through: an expired one, then each credential in turn.
-const MAX_GRANTS: usize = 8;
+const MAX_GRANTS: usize = 13;
 /// How long a host rests after a failure, doubling with each further one.
 const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(60);
@@ -194,20 +194,25 @@ impl Endpoint {
                 confidential: false,
             });
             let answer = answer.await?;
-            let asked_at_home = home && answer.at_home;
-            if answer.status() != StatusCode::UNAUTHORIZED || !asked_at_home {
-                if let Some(grant) = &grant {
+            let Some(challenge) = challenge(&answer, grant.as_deref(), home) else {
+                if let Some(grant) = grant.filter(|_| proves(answer.status())) {
                     grant.prove();
                 }
-                return self.judge(answer, call).await;
-            }
-            let Some(challenge) = Challenge::of(answer.headers()) else {
                 return self.judge(answer, call).await;
             };
             let renewed = self
                 .authorizer
                 .renew(&self.transport, &call.scope, challenge, grant);
-            grant = Some(renewed.await?);
+            grant = match renewed.await {
+                Ok(renewed) => Some(renewed),
+                // What the registry says itself tells more than that nothing is left to try.
+                Err(error)
+                    if error.is_unauthorized() && answer.status() == StatusCode::FORBIDDEN =>
+                {
+                    return self.judge(answer, call).await;
+                }
+                Err(error) => return Err(error),
+            };
         }
         Err(Error::Unauthorized {
             what: Arc::clone(&call.what),
@@ -235,6 +240,25 @@ impl Endpoint {
             }
         }
     }
+}
+
+/// What has to be shown instead of `grant`, if `answer` says that it is not enough. Some registries
+/// say 403 of a token or password that has ended (Amazon's do), so that is taken for a refusal too.
+fn challenge(answer: &Answer, grant: Option<&Grant>, home: bool) -> Option<Challenge> {
+    let is_refusal = match answer.status() {
+        StatusCode::UNAUTHORIZED => true,
+        StatusCode::FORBIDDEN => grant.is_some(),
+        _ => false,
+    };
+    let asked = Challenge::of(answer.headers());
+    asked
+        .or_else(|| grant.map(Grant::challenge))
+        .filter(|_| is_refusal && home && answer.at_home)
+}
+
+/// Whether a registry that answers so has looked at the grant and accepted it.
+fn proves(status: StatusCode) -> bool {
+    !status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS
 }
 
 /// The error an unsuccessful answer stands for; `by` says what may be at fault in a 401 or 403.

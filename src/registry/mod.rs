@@ -16,7 +16,6 @@ mod client;
 mod config;
 mod connect;
 mod credentials;
-mod docker_config;
 mod egress;
 mod endpoint;
 mod error;
@@ -26,6 +25,7 @@ mod payload;
 mod push;
 mod retry;
 mod source;
+mod sources;
 mod traffic;
 mod transport;
 
@@ -38,10 +38,13 @@ mod tests;
 
 pub use client::{Client, Fetched};
 pub use config::Config;
-pub use credentials::{Anonymous, Chain, Credential, Credentials, Found, Secret};
-pub use docker_config::DockerConfig;
+pub use credentials::{
+    Anonymous, Chain, Config as CredentialsConfig, Credential, Credentials, DockerConfig, Found,
+    Learned, Providers, PullSecrets, Pulled, Secret,
+};
 pub use error::Error;
 pub use payload::Payload;
 pub use push::Pushed;
 pub use source::{ByteStream, RangeSource};
+pub use sources::Sources;
 pub use traffic::Traffic;

@@ -94,9 +94,10 @@ impl LiveLayers {
         start: &Arc<Start>,
     ) -> Result<(), NotLazy> {
         let image = labels.image.with_digest(labels.manifest);
-        let toc = self.resolver.resolve(&image, layer).await?;
+        let toc = self.resolver.resolve(&[image], layer).await?;
         let record = LayerRecord {
             image: labels.image.to_string(),
+            also: Vec::new(),
             manifest: labels.manifest,
             layer: layer.digest,
             size: layer.size,

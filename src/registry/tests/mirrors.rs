@@ -99,7 +99,13 @@ impl Credentials for ByHost {
             password: Secret::new("p".to_owned()),
         };
         let place = "test".to_owned();
-        Box::pin(async { Ok(vec![Found { credential, place }]) })
+        Box::pin(async {
+            Ok(vec![Found {
+                credential,
+                place,
+                until: None,
+            }])
+        })
     }
 
     fn place(&self) -> String {
