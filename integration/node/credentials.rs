@@ -110,7 +110,7 @@ fn a_pods_credentials_reach_crfs_and_outlive_it() {
     };
     read(&bed, "/usr/lib/python3/dist-packages/numpy/core/*.py");
 
-    bed.tell("crfs kill");
+    bed.tell("crfs stop");
     bed.tell("crfs start");
     bed.wait_for_crfs();
     let tokens = |bed: &Bed| bed.relay("GET", "counts")["tokens"].as_u64().unwrap();
@@ -122,7 +122,6 @@ fn a_pods_credentials_reach_crfs_and_outlive_it() {
     );
     nothing_secret_lies_about(&bed);
 
-    // From here on it ends in order: a kill takes what the cache has not written yet with it.
     // The same layers, by another image and somebody else's credentials; then the first are revoked.
     bed.crictl(&["pull", "--creds", BOB, &b]);
     bed.guard(&json!({ "logins": { BOB: "b/" }, "public": public }));
