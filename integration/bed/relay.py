@@ -154,6 +154,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             refusal = self.server.guard.answer(self) if status is None else None
             if refusal:
                 status = refusal[0]
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 self.answer(status, refusal[2], refusal[1])
             elif status is None:
                 status = self.pass_on()

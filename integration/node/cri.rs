@@ -103,11 +103,11 @@ fn restarts(bed: &mut Bed, pod: &mut Pod) {
     for (stop, start) in [
         ("containerd stop", "containerd start"),
         ("crfs stop", "crfs start"),
-        ("crfs kill", "crfs start"),
         ("containerd kill", "containerd start"),
     ] {
         bed.tell(stop);
         bed.tell(start);
+        bed.tell("crfs crash");
         bed.wait_for_crfs();
         bed::wait_for("the CRI to answer", 30, || {
             bed.try_crictl(&["pods", "-q"]).status.success()
