@@ -31,6 +31,8 @@ struct Case {
     fault: Fault,
 }
 
+/// Longer than a mount remembers a failure for the kernel's second question.
+const FORGOTTEN: Duration = Duration::from_millis(120);
 const ALWAYS: usize = usize::MAX;
 
 fn once(
@@ -334,9 +336,14 @@ fn check(ward: &Ward, case: Case) -> Result<(), String> {
     let right = match gets {
         Content => outcome.ok,
         Error => !outcome.ok && took < DEADLINE,
-        LateError => !outcome.ok && took >= DEADLINE.mul_f32(0.8) && took < DEADLINE * 2,
+        // Time is up when the next pause would go beyond it.
+        LateError => !outcome.ok && took >= DEADLINE / 2 && took < DEADLINE.mul_f32(1.4),
     };
-    let enough = gets == LateError || asked == requests;
+    let enough = match gets {
+        LateError => (2..=8).contains(&asked),
+        _ => asked == requests,
+    };
+    std::thread::sleep(FORGOTTEN);
     ward.home.reset();
     let again = ward.read(&[file]);
     let (asked_again, expected) = (ward.asked(), usize::from(gets != Content));
@@ -423,24 +430,26 @@ fn credentials_stay_where_they_belong_and_are_renewed() {
     std::thread::sleep(Duration::from_millis(1100));
 
     // H7: by way of one foreign host to another.
-    for status in [301, 302, 303, 307, 308] {
+    for (round, status) in [301, 302, 303, 307, 308].into_iter().enumerate() {
         let (first, second) = (storage.url("/hop"), far.url("/signed"));
-        ward.script(move |_, _| Some(Reply::new(status).with("location", first.clone())));
+        ward.script(move |seen, _| {
+            let known = seen.header("authorization").is_some();
+            known.then(|| Reply::new(status).with("location", first.clone()))
+        });
         storage.script(move |_, _| Some(Reply::new(status).with("location", second.clone())));
-        // The place where the blob was found is forgotten when it is gone.
-        far.script(|_, before| (before == 0).then(|| Reply::new(404)));
         far.reset();
+        // The place where the blob was found last time is gone.
+        far.script(move |_, before| (round > 0 && before == 0).then(|| Reply::new(404)));
         let outcome = ward.read(&[ward.fresh()]);
         assert!(outcome.ok, "{status}: {outcome:?}");
         let own = ward
             .home
             .seen()
             .into_iter()
-            .find(|seen| seen.path() == ward.path);
-        if let Some(own) = own {
-            assert!(own.header("authorization").is_some() && own.header("x-own").is_some());
-        }
-        assert!(far.count("/signed") >= 1);
+            .filter(|seen| seen.path() == ward.path);
+        let own = own.last().unwrap();
+        assert!(own.header("authorization").is_some() && own.header("x-own").is_some());
+        assert_eq!(far.count("/signed"), 1 + usize::from(round > 0));
         [&storage, &far].into_iter().for_each(no_secrets);
     }
 
@@ -485,6 +494,7 @@ fn credentials_stay_where_they_belong_and_are_renewed() {
     assert!(!outcome.ok && outcome.took < DEADLINE, "{outcome:?}");
     assert!(ward.read(&[warm]).ok);
     ward.login("user:new");
+    std::thread::sleep(FORGOTTEN);
     assert!(ward.read(&[lost]).ok, "{}", ward.bed.crfs_log());
 }
 
@@ -514,6 +524,7 @@ fn many_readers_are_one_and_a_wish_to_be_left_alone_is_everyones() {
     });
     let outcome = ward.read(&[file; 20]);
     assert!(ward.asked() <= 2, "{} requests, {outcome:?}", ward.asked());
+    std::thread::sleep(FORGOTTEN);
     assert!(ward.read(&[file]).ok);
 
     // H15: eight readers; whoever is told first tells the others.
@@ -544,5 +555,6 @@ fn many_readers_are_one_and_a_wish_to_be_left_alone_is_everyones() {
         "nobody asks while the registry wants to be left alone"
     );
     assert!(begun.elapsed() >= Duration::from_secs(1));
-    assert_eq!(ward.asked(), 9);
+    // Those beside each other are asked for together.
+    assert!((2..=9).contains(&ward.asked()), "{} requests", ward.asked());
 }
