@@ -99,10 +99,16 @@ crfs_stop() {
 	crfs_pid=''
 }
 
+# crfs_processes: prints their pids. The keeper has a word about the root folder in its environment only.
+crfs_processes() {
+	process_find "$crfs_root"
+	process_find "CRFS_KEEPER=$crfs_root" environ
+}
+
 # crfs_kill: kills all of crfs at once, so that nothing keeps the mounts alive.
 crfs_kill() {
 	local pid
-	while pid=$(process_find "$crfs_root") && [ -n "$pid" ]; do
+	while pid=$(crfs_processes) && [ -n "$pid" ]; do
 		# shellcheck disable=SC2086 # one word a process
 		kill -KILL $pid 2>/dev/null || true
 		wait "$crfs_pid" 2>/dev/null || true
@@ -118,7 +124,7 @@ crfs_clear() {
 	crfs_stop || true
 	[ -S "$crfs_root/keeper.sock" ] || return 0
 	timeout 20 "${crfs_server[0]}" stop --force --root "$crfs_root" >/dev/null || say "crfs cannot be stopped"
-	[ -z "$(process_find "$crfs_root")" ] || { say "crfs left processes"; crfs_kill; }
+	[ -z "$(crfs_processes)" ] || { say "crfs left processes"; crfs_kill; }
 }
 
 # node_clear: ends and removes every container of the node.

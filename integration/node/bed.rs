@@ -203,6 +203,30 @@ pub fn crfs(arguments: &[&str]) -> String {
     checked(&done, &format!("crfs {arguments:?}"), "")
 }
 
+/// The same, insisting that it fails; gives what it said.
+pub fn crfs_refuses(arguments: &[&str]) -> String {
+    let done = Command::new(CRFS)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(!done.status.success(), "crfs {arguments:?}: {done:?}");
+    String::from_utf8_lossy(&done.stderr).into_owned()
+}
+
+/// The image of an OCI layout with `count` more layers of files on top, below `data/`; in `out`.
+pub fn append(layout: &Path, out: &Path, count: usize) {
+    let mut append = Command::new("python3");
+    append
+        .arg(format!("{SCRIPTS}/append.py"))
+        .args([layout, out]);
+    checked(
+        &append.arg(count.to_string()).output().unwrap(),
+        "append.py",
+        "",
+    );
+}
+
 /// The OCI layout of a named image, built from Debian packages once and kept.
 pub fn image(name: &str) -> PathBuf {
     let done = Command::new(format!("{SCRIPTS}/image.sh"))

@@ -4,7 +4,7 @@
 use std::fs;
 use std::time::Duration;
 
-use crate::fake_registry::{FakeRegistry, Reply};
+use crate::fake_registry::{FakeRegistry, Reply, Seen};
 use crate::fault_h2::{Fault, Http2};
 use crate::faulty::{DEADLINE, Ward, part};
 use crate::pki::{Ca, Pair};
@@ -21,18 +21,14 @@ fn mirrored(ward: &Ward, mirror: &FakeRegistry, round: usize) {
     std::thread::sleep(NOTICED);
 }
 
-#[test]
-fn a_mirror_that_does_not_help_is_not_noticed() {
-    let ward = Ward::up(20);
-    let mirror = FakeRegistry::start_on("127.0.0.2:0");
-    ward.fill(&mirror);
-    let blob = ward.blob.clone();
+type Script = Box<dyn Fn(&Seen) -> Option<Reply> + Send>;
+
+/// What a mirror does, and requests for three files, read one after the other: at the mirror, at the
+/// registry. One that is only slow may be asked again.
+fn mirrors(blob: Vec<u8>) -> Vec<(&'static str, (usize, usize), Script)> {
     let mut other = blob.clone();
     other.iter_mut().step_by(1000).for_each(|byte| *byte ^= 1);
-    type Script = Box<dyn Fn(&crate::fake_registry::Seen) -> Option<Reply> + Send>;
-    // Requests for three files, read one after the other: at the mirror, at the registry. One that is
-    // only slow may be asked again.
-    let cases: Vec<(&str, (usize, usize), Script)> = vec![
+    vec![
         ("H24 it has all", (3, 0), Box::new(|_| None)),
         (
             "H24 it has nothing",
@@ -75,8 +71,15 @@ fn a_mirror_that_does_not_help_is_not_noticed() {
                 })
             }),
         ),
-    ];
-    for (round, (name, expected, script)) in cases.into_iter().enumerate() {
+    ]
+}
+
+#[test]
+fn a_mirror_that_does_not_help_is_not_noticed() {
+    let ward = Ward::up(20);
+    let mirror = FakeRegistry::start_on("127.0.0.2:0");
+    ward.fill(&mirror);
+    for (round, (name, expected, script)) in mirrors(ward.blob.clone()).into_iter().enumerate() {
         mirrored(&ward, &mirror, round);
         mirror.reset();
         ward.home.reset();

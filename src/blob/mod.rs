@@ -5,6 +5,7 @@
 
 pub mod cache;
 pub mod fetch;
+mod first_reads;
 mod map;
 mod memory;
 mod read;
@@ -12,6 +13,7 @@ mod remote;
 mod size;
 mod stats;
 
+pub use first_reads::{FirstRead, ReadLog};
 pub use map::{ChunkId, ChunkInfo, LayerMap, Member, MemberId, Proof};
 pub use memory::InMemory;
 pub use read::{ReadAt, ReadError, Space};

@@ -34,6 +34,8 @@ pub struct Config {
     pub fuse: fs::Config,
     /// `[layers]`
     pub layers: layer::Config,
+    /// `[profile]`
+    pub profile: layer::profile::Config,
 }
 
 impl Default for Config {
@@ -47,6 +49,7 @@ impl Default for Config {
             cache: blob::cache::Config::default(),
             fuse: fs::Config::default(),
             layers: layer::Config::default(),
+            profile: layer::profile::Config::default(),
         }
     }
 }

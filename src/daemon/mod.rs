@@ -6,13 +6,15 @@
 
 mod front;
 pub mod look;
+mod systemd;
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use front::{Stopped, front, stop, upgrade};
+pub use front::{Stopped, front, status, stop, upgrade};
+use futures::StreamExt as _;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -21,7 +23,8 @@ use crate::blob::fetch::Fetcher;
 use crate::config::Config;
 use crate::keeper::protocol::FdName;
 use crate::keeper::{self, Held, STATE, State};
-use crate::layer::{LiveLayers, Parts};
+use crate::layer::profile::Folder;
+use crate::layer::{Layers as _, LiveLayers, Parts};
 use crate::overlay::{self, options::Features};
 use crate::registry::{self, DockerConfig};
 use crate::service;
@@ -36,6 +39,15 @@ const GOODBYE: Duration = Duration::from_secs(10);
 /// ahead.
 const LEFT_OVERS: Duration = Duration::from_millis(500);
 
+/// How long the end waits for reads under way, on a kernel that does not repeat them.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// Mounts taken over side by side.
+const AT_ONCE: usize = 16;
+
+/// How often the line about the daemon's health is brought up to date.
+const HEALTH: Duration = Duration::from_secs(1);
+
 /// Why the daemon could not start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -48,6 +60,9 @@ pub enum Error {
     /// The keeper cannot be used, or said no.
     #[error(transparent)]
     Keeper(#[from] keeper::Error),
+    /// The service could not be changed.
+    #[error("{0}")]
+    Service(String),
     /// A layer could not be unmounted.
     #[error("unmounting layers: {0}")]
     Unmount(#[source] io::Error),
@@ -92,6 +107,7 @@ pub fn run(config: Config) -> Result<(), Error> {
 async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error> {
     let mut end = Signals::new().map_err(Error::Setup)?;
     let layers = layers(&config, &config.root, Arc::clone(held))?;
+    take_over(&config.root, &layers).await;
     let faults = Faults::from_env().map_err(Error::Fault)?;
     let parts = snapshotter::Parts {
         root,
@@ -113,7 +129,8 @@ async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error
     if let Err(error) = held.ready() {
         tracing::warn!(%error, "the store was not told that this server is ready");
     }
-    tokio::spawn(give_signs_of_life(Arc::clone(held), layers));
+    tokio::spawn(give_signs_of_life(Arc::clone(held), Arc::clone(&layers)));
+    tokio::spawn(tell_health(Arc::clone(held), Arc::clone(&layers)));
 
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let server = service::serve(snapshotter.clone(), incoming, async {
@@ -133,7 +150,33 @@ async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error
         tracing::warn!("connections still open are closed");
     }
     snapshotter.close().await;
-    Ok(())
+    let left = layers.settle(SETTLE).await;
+    if left > 0 {
+        tracing::warn!(
+            left,
+            "reads are left unanswered, and this kernel does not repeat them"
+        );
+    }
+    let saved = tokio::task::spawn_blocking(move || layers.save_profiles()).await;
+    saved.map_err(|error| Error::Setup(io::Error::other(error)))
+}
+
+/// Serves what a predecessor left, before anything that can be slow: containers wait for it.
+async fn take_over(root: &Path, layers: &Arc<LiveLayers>) {
+    let (root, here) = (root.to_owned(), Arc::clone(layers));
+    let found = tokio::task::spawn_blocking(move || {
+        snapshotter::lazy_layers(&root, |target| here.is_handed_over(target))
+    });
+    let found = futures::stream::iter(found.await.unwrap_or_default());
+    let taken =
+        found.map(|(target, record)| async move { layers.take_over(&record, &target).await });
+    let taken = taken
+        .buffer_unordered(AT_ONCE)
+        .filter(|taken| std::future::ready(*taken));
+    let count = taken.count().await;
+    if count > 0 {
+        tracing::info!(count, "layers taken over from the server before");
+    }
 }
 
 /// Tells the store that this server lives, as long as that is so: the runtime runs this, and every FUSE
@@ -149,6 +192,20 @@ async fn give_signs_of_life(held: Arc<Held>, layers: Arc<LiveLayers>) {
         } else if let Err(error) = held.watchdog() {
             tracing::warn!(%error, "no sign of life given to the store");
         }
+    }
+}
+
+/// Keeps a line for people with the store: `crfs status` and `systemctl status` show it.
+async fn tell_health(held: Arc<Held>, layers: Arc<LiveLayers>) {
+    let mut told = None;
+    loop {
+        let health = layers.health();
+        if told != Some(health) {
+            told = Some(health);
+            // A keeper that is just dead gets the next one.
+            let _ = held.status(&health.to_string());
+        }
+        tokio::time::sleep(HEALTH).await;
     }
 }
 
@@ -174,6 +231,8 @@ fn layers(config: &Config, root: &Path, held: Arc<Held>) -> Result<Arc<LiveLayer
         held,
         serve: config.fuse.options(Handle::current()),
         config: config.layers.clone(),
+        profiles: Folder::new(root),
+        profile: config.profile.clone(),
     };
     LiveLayers::new(parts).map_err(Error::Setup)
 }

@@ -22,6 +22,8 @@ pub struct Config {
     /// which is right, as a layer never changes.
     #[serde(with = "humantime_serde")]
     pub entry_timeout: Duration,
+    /// For diagnosis only: `false` does without `FUSE_NOTIFY_RESEND`, as kernels before 6.9 do.
+    pub resend: bool,
 }
 
 impl Default for Config {
@@ -30,6 +32,7 @@ impl Default for Config {
             read_deadline: Duration::from_secs(60),
             threads: NonZeroUsize::MIN,
             entry_timeout: Duration::ZERO,
+            resend: true,
         }
     }
 }
@@ -42,6 +45,7 @@ impl Config {
             threads: self.threads,
             entry_timeout: Some(self.entry_timeout).filter(|timeout| !timeout.is_zero()),
             read_deadline: self.read_deadline,
+            resend: self.resend,
             ..ServeOptions::new(runtime)
         }
     }

@@ -29,7 +29,7 @@ use tokio::runtime::Handle;
 use tracing::warn;
 
 use crate::fs::attr::{absent, attributes, file_type};
-use crate::fs::counters::Counters;
+use crate::fs::counters::{Counters, Fetching};
 use crate::fs::failed::Failed;
 use crate::fs::{Error, Ino, LayerFs, Reading};
 
@@ -80,6 +80,7 @@ impl Adapter {
             let layer = self.fs.index().blob();
             warn!(%layer, request, ino = ino.0, "a callback panicked, its request got EIO");
         }
+        self.counters.park();
     }
 
     /// What the kernel is told of an error, which is counted and logged if it is a failure.
@@ -102,6 +103,7 @@ impl Adapter {
                 self.counters.miss();
                 let (fs, counters) = (Arc::clone(&self.fs), Arc::clone(&self.counters));
                 let (deadline, failed) = (self.read_deadline, Arc::clone(&self.failed));
+                let fetching = Fetching::new(&self.counters);
                 self.runtime.spawn(async move {
                     let bytes = tokio::time::timeout(deadline, bytes).await;
                     match bytes.unwrap_or(Err(Error::Deadline(deadline))) {
@@ -113,6 +115,7 @@ impl Adapter {
                             reply.error(errno);
                         }
                     }
+                    drop(fetching);
                 });
             }
             Err(error) => reply.error(self.refuse("read", ino, &error)),

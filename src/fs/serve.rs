@@ -9,7 +9,7 @@
 
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -45,6 +45,9 @@ pub struct ServeOptions {
     pub read_deadline: Duration,
     /// Whether files are opened by a request.
     pub open: OpenMode,
+    /// Whether the kernel is asked to repeat what a predecessor left unanswered. `false` behaves as on a
+    /// kernel before 6.9, which cannot.
+    pub resend: bool,
     /// The kernel's read-ahead on this mount in bytes, and with it the size of requests; `None`
     /// leaves the kernel's 128 KiB.
     pub read_ahead: Option<u32>,
@@ -86,6 +89,9 @@ pub enum ServeError {
 #[derive(Debug)]
 pub struct Served {
     device: DeviceId,
+    fd: Arc<OwnedFd>,
+    threads: usize,
+    resend: bool,
     counters: Arc<Counters>,
     ended: watch::Receiver<bool>,
     thread: JoinHandle<io::Result<()>>,
@@ -102,6 +108,7 @@ impl ServeOptions {
             entry_timeout: None,
             read_deadline: Duration::from_secs(60),
             open: OpenMode::of_this_kernel(),
+            resend: true,
             read_ahead: Some(1 << 20),
         }
     }
@@ -152,7 +159,26 @@ impl Served {
     /// How far its threads are.
     #[must_use]
     pub fn turns(&self) -> Turns {
-        self.counters.turns()
+        // A mount that is gone has no queue.
+        let queued = adopt::readable(self.fd.as_fd(), Duration::ZERO).unwrap_or(false);
+        self.counters.turns(queued)
+    }
+
+    /// Lets every thread stop once it has answered what it has read, and says how many requests are
+    /// still unanswered: for the end of the process. What lies in the queue is the successor's, and with
+    /// RESEND all else is too, so nothing is waited for.
+    #[must_use]
+    pub fn settle(&self) -> u64 {
+        if self.resend || self.is_over() {
+            return 0;
+        }
+        self.counters.part();
+        let left = self.counters.turns(false).under_way() + self.counters.fetching();
+        if left == 0 && self.counters.parked() < self.threads {
+            // A thread that waits for a request may be getting one just now.
+            return adopt::waiting(self.device.minor).unwrap_or(0);
+        }
+        left
     }
 
     /// Whether it is over: the file system was unmounted and nobody uses it, or serving failed.
@@ -214,8 +240,8 @@ pub fn serve(
     // A connection may have several threads on one descriptor, never a cloned one: a successor
     // could not take over what was read from a clone.
     config.clone_fd = false;
-    let session = attach(adapter, device, config)?;
-    let device = device.id;
+    let (session, resend) = attach(adapter, device, config, options.resend)?;
+    let (device, fd) = (device.id, Arc::clone(&device.fd));
     if let Some(bytes) = options.read_ahead {
         // Only speed depends on it, and a container may see a read-only /sys.
         if let Err(error) = set_read_ahead(device, bytes) {
@@ -238,6 +264,9 @@ pub fn serve(
         .map_err(|source| ServeError::Thread { device, source })?;
     Ok(Served {
         device,
+        fd,
+        threads: options.threads.get(),
+        resend,
         counters,
         ended,
         thread,
@@ -248,11 +277,12 @@ fn attach(
     adapter: Adapter,
     device: &Device,
     config: Config,
-) -> Result<Session<Adapter>, ServeError> {
+    resend: bool,
+) -> Result<(Session<Adapter>, bool), ServeError> {
     let options = adopt::Options {
         acl: SessionACL::All,
         config,
-        resend: true,
+        resend,
     };
     let (id, taken_over) = (device.id, device.is_taken_over());
     let attached = kept::attach(
@@ -266,15 +296,17 @@ fn attach(
     if taken_over && !attached.resend {
         let waiting = adopt::waiting(id.minor).unwrap_or_default();
         if waiting > 0 {
+            let abort = format!("/sys/fs/fuse/connections/{}/abort", id.minor);
             warn!(device = %id, waiting, "this kernel (before 6.9) does not repeat the requests that the \
-                last server left unanswered: restart the containers that hang");
+                last server left unanswered: what waits for them cannot even be killed. Write 1 to {abort} and \
+                restart the containers of this layer");
         }
     }
     if attached.dropped != 0 {
         let flags = format!("{:#x}", attached.dropped);
         warn!(device = %id, flags, "the mount was set up by a server with more capabilities");
     }
-    Ok(attached.session)
+    Ok((attached.session, attached.resend))
 }
 
 /// The kernel starts every FUSE mount at 128 KiB, and sends no larger request than that.

@@ -1,18 +1,23 @@
 //! The layers mounted on this node.
 //!
 //! # Layout
-//! `<root>/indexes` (see [`super::resolve`]) and `<root>/cache` (see [`crate::blob`]). Each snapshot
+//! `<root>/indexes` (see [`super::resolve`]), `<root>/cache` (see [`crate::blob`]) and
+//! `<root>/profiles` (see [`super::profile`]). Each snapshot
 //! has a mount of its own, even where two snapshots are of the same layer: overlayfs refuses a
 //! stack that names one folder twice, and images do hold the same layer twice. What is expensive,
 //! the content and its fetching, is shared by all mounts of a layer.
 //!
 //! # Locking
-//! The map of mounts is locked to look up and change it, never across I/O. The snapshotter orders
+//! The map of mounts is locked to look up and change it, never across I/O, and before the maps of
+//! content. The snapshotter orders
 //! the calls that are about one target.
 //!
 //! # Crash behaviour
 //! Nothing here is state: mounts are taken over or made again ([`super::devices`]) from the snapshots'
 //! records.
+
+mod pulse;
+mod starts;
 
 use std::collections::HashMap;
 use std::io;
@@ -29,8 +34,11 @@ use crate::blob::{Blob, ReadAt as _};
 use crate::fs::{self, Below, Index, LayerFs, ServeOptions, Served, Turns, Unlisted};
 use crate::keeper::{Held, State};
 use crate::layer::devices::Devices;
+use crate::layer::flight::Flights;
 use crate::layer::images::Images;
+use crate::layer::profile::{self, Folder, Recorder};
 use crate::layer::resolve::Resolver;
+use crate::layer::start::Start;
 use crate::layer::sweep::{Kept, Stays, Sweeper};
 use crate::layer::{LayerRecord, LayerUsage, Layers, NotLazy};
 use crate::oci::{Descriptor, Digest, LayerLabels, MediaType, Reference, annotation};
@@ -59,6 +67,10 @@ pub struct Parts {
     pub serve: ServeOptions,
     /// Which layers may be lazy.
     pub config: super::Config,
+    /// What starts have read.
+    pub profiles: Folder,
+    /// What is recorded, and what becomes of it.
+    pub profile: profile::Config,
 }
 
 struct Mount {
@@ -67,10 +79,13 @@ struct Mount {
     tree: Arc<LayerFs>,
     blob: Arc<Blob>,
     served: Served,
+    /// Whether anything has read it since it was mounted.
+    is_started: bool,
 }
 
 /// [`Layers`] on real registries and real mounts.
 pub struct LiveLayers {
+    me: Weak<Self>,
     parts: Parts,
     devices: Arc<Devices>,
     /// How far each mount's queue was when it was last looked at.
@@ -80,6 +95,12 @@ pub struct LiveLayers {
     mounts: Mutex<HashMap<PathBuf, Mount>>,
     /// Content by layer, shared by all mounts of it.
     blobs: Mutex<HashMap<Digest, Weak<Blob>>>,
+    profiles: Arc<Folder>,
+    recorder: Recorder,
+    /// Images that are being pulled or started, by manifest.
+    starts: Flights<Digest, Arc<Start>>,
+    /// Content of layers that are not mounted yet.
+    early: Mutex<HashMap<Digest, Arc<Blob>>>,
     /// Held for reading from the opening of an index until its mount is in the map, for writing
     /// while indexes are swept: an index in use is never taken for one that is not.
     sweeping: tokio::sync::RwLock<()>,
@@ -100,15 +121,25 @@ impl LiveLayers {
     /// The folder cannot be made.
     pub fn new(parts: Parts) -> io::Result<Arc<Self>> {
         std::fs::create_dir_all(&parts.indexes)?;
-        let allowed = parts.config.allow_unverified.clone();
-        let resolver = Resolver::new(parts.client.clone(), parts.indexes.clone(), allowed);
+        let (client, indexes) = (parts.client.clone(), parts.indexes.clone());
+        let resolver = Resolver::new(client, indexes, &parts.config);
         let images = Images::new(parts.client.clone(), Arc::clone(&resolver));
+        let profiles = Arc::new(parts.profiles.clone());
+        if let Err(error) = profiles.sweep(parts.profile.keep) {
+            tracing::warn!(%error, "old profiles stay");
+        }
+        let recorder = Recorder::new(Arc::clone(&profiles), parts.profile.clone());
         let devices = Devices::new(
             Arc::clone(&parts.mounter),
             Arc::clone(&parts.held),
             Arc::clone(&parts.state),
         );
-        Ok(Arc::new(Self {
+        Ok(Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            profiles,
+            recorder,
+            starts: Flights::new(starts::KEEP),
+            early: Mutex::default(),
             parts,
             devices: Arc::new(devices),
             looked: Mutex::default(),
@@ -122,21 +153,20 @@ impl LiveLayers {
         }))
     }
 
-    /// Whether every mount has answered something since the last call, or has nothing to answer here:
-    /// no FUSE thread waits for the network, so one that is at the same request still is stuck.
-    pub fn are_moving(&self) -> bool {
-        let now: HashMap<_, _> = self
-            .mounts
-            .lock()
-            .values()
-            .map(|mount| (mount.served.device(), mount.served.turns()))
-            .collect();
-        let mut looked = self.looked.lock();
-        let is_stuck =
-            |(device, turns): (&DeviceId, &Turns)| turns.is_stuck_since(looked.get(device));
-        let moving = !now.iter().any(is_stuck);
-        *looked = now;
-        moving
+    /// Serves a mount that a predecessor left, if its index is on disk: nothing is fetched, so it is
+    /// fit for the first moments of a start. `false`: it is left to [`Layers::restore`].
+    pub async fn take_over(&self, record: &LayerRecord, target: &Path) -> bool {
+        match self.attach(record, target, None).await {
+            Ok(Attached::Mounted) => true,
+            Ok(Attached::NoIndex(error)) => {
+                tracing::warn!(layer = %record.layer, %error, "no usable index, not taken over yet");
+                false
+            }
+            Err(error) => {
+                tracing::warn!(layer = %record.layer, %error, "not taken over yet");
+                false
+            }
+        }
     }
 
     async fn mount_named(
@@ -146,7 +176,9 @@ impl LiveLayers {
     ) -> Result<LayerRecord, NotLazy> {
         let descriptor = self.images.descriptor(labels).await?;
         let image = labels.image.with_digest(labels.manifest);
-        let toc = self.resolver.resolve(&image, &descriptor).await?;
+        let resolved = self.resolver.resolve(&image, &descriptor);
+        let (toc, start) = tokio::join!(resolved, self.start_of(labels));
+        let (toc, start) = (toc?, start.ok());
         let record = LayerRecord {
             image: labels.image.to_string(),
             manifest: labels.manifest,
@@ -155,39 +187,57 @@ impl LiveLayers {
             toc,
             unlisted: Vec::new(),
         };
-        self.mount_recorded(&record, target).await?;
+        self.mount_recorded(&record, target, start.as_ref()).await?;
         Ok(record)
     }
 
     /// Mounts a layer from its index; if that is damaged or gone (a sweep may have come between),
     /// it is made again.
-    async fn mount_recorded(&self, record: &LayerRecord, target: &Path) -> Result<(), NotLazy> {
-        let error = match self.attach(record, target).await? {
+    async fn mount_recorded(
+        &self,
+        record: &LayerRecord,
+        target: &Path,
+        start: Option<&Arc<Start>>,
+    ) -> Result<(), NotLazy> {
+        let error = match self.attach(record, target, start).await? {
             Attached::Mounted => return Ok(()),
             Attached::NoIndex(error) => error,
         };
         tracing::warn!(layer = %record.layer, %error, "no usable index, making it again");
         let (image, descriptor) = described(record)?;
         self.resolver.resolve(&image, &descriptor).await?;
-        match self.attach(record, target).await? {
+        match self.attach(record, target, start).await? {
             Attached::Mounted => Ok(()),
             Attached::NoIndex(error) => Err(local(error)),
         }
     }
 
     /// Mounts and serves a layer whose index is on disk. Nothing stays mounted if it fails.
-    async fn attach(&self, record: &LayerRecord, target: &Path) -> Result<Attached, NotLazy> {
+    async fn attach(
+        &self,
+        record: &LayerRecord,
+        target: &Path,
+        start: Option<&Arc<Start>>,
+    ) -> Result<Attached, NotLazy> {
         let _unswept = self.sweeping.read().await;
         let index = match Index::open(&self.index_of(record), &record.toc) {
             Ok(index) => Arc::new(index),
             Err(error) => return Ok(Attached::NoIndex(error)),
         };
         let blob = self.blob(record, &index)?;
+        if let Some(start) = start {
+            start.opened(record.layer, &index, &blob);
+        }
         let tree = Arc::new(LayerFs::new(Arc::clone(&index), Arc::clone(&blob) as _));
         if !record.unlisted.is_empty() {
             tree.set_unlisted(record.unlisted.clone());
         }
+        // Of a mount that is taken over the kernel has pages already.
+        let is_started = self.devices.is_handed_over(target);
         let served = self.serve(record, &tree, target).await?;
+        if start.is_none() {
+            blob.prefetch_landmark();
+        }
         blob.start();
         let mount = Mount {
             record: record.clone(),
@@ -195,8 +245,11 @@ impl LiveLayers {
             tree,
             blob,
             served,
+            is_started,
         };
-        self.mounts.lock().insert(target.to_owned(), mount);
+        let mut mounts = self.mounts.lock();
+        mounts.insert(target.to_owned(), mount);
+        self.early.lock().remove(&record.layer);
         Ok(Attached::Mounted)
     }
 
@@ -268,6 +321,11 @@ impl LiveLayers {
 impl Layers for LiveLayers {
     fn announce(&self, labels: &LayerLabels) {
         self.images.announce(labels);
+        drop(self.start_of(labels));
+    }
+
+    fn starting(&self, stack: &[PathBuf]) {
+        self.started(stack);
     }
 
     fn mount<'a>(
@@ -318,7 +376,7 @@ impl Layers for LiveLayers {
     ) -> BoxFuture<'a, Result<(), NotLazy>> {
         // What this process served there is gone, or it would not be called.
         drop(self.mounts.lock().remove(target));
-        self.mount_recorded(record, target).boxed()
+        self.mount_recorded(record, target, None).boxed()
     }
 
     fn is_handed_over(&self, target: &Path) -> bool {
@@ -339,6 +397,9 @@ impl Layers for LiveLayers {
 
     fn unmount<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, io::Result<()>> {
         let removed = self.mounts.lock().remove(target);
+        if let Some(mount) = &removed {
+            self.forget_start(&mount.record);
+        }
         self.unmounts.fetch_add(1, Ordering::Relaxed);
         let (devices, target) = (Arc::clone(&self.devices), target.to_owned());
         async move {

@@ -7,7 +7,10 @@ mod devices;
 mod flight;
 mod images;
 mod live;
+pub mod profile;
 mod resolve;
+mod spool;
+mod start;
 mod sweep;
 
 use std::path::{Path, PathBuf};
@@ -16,19 +19,33 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+use crate::blob::ByteSize;
 use crate::fs::Unlisted;
 use crate::oci::{Digest, LayerLabels};
+use crate::stargz::Limits;
 
-pub use devices::{is_layer, unmount};
+pub use devices::{Health, is_layer, unmount};
 pub use live::{LiveLayers, Parts};
 
 /// Section `[layers]` of the configuration.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Repositories (`host/name`) whose layers may be read lazily although nothing promises their
     /// content: legacy stargz, or eStargz without the TOC digest annotation. Default: none.
     pub allow_unverified: Vec<String>,
+    /// The longest table of contents of a layer, uncompressed, in bytes; above it a layer is not
+    /// lazy. A million files need about 310 MB. Default: 1 GiB.
+    pub max_toc: ByteSize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            allow_unverified: Vec::new(),
+            max_toc: ByteSize(Limits::default().toc_json),
+        }
+    }
 }
 
 /// What has to be known of a lazy layer to mount it again: after a restart, without a registry.
@@ -137,6 +154,12 @@ pub trait Layers: Send + Sync {
     ) -> BoxFuture<'a, Result<Vec<Unlisted>, NotLazy>> {
         let _ = (target, below);
         std::future::ready(Ok(Vec::new())).boxed()
+    }
+
+    /// A container is about to start on the layers mounted at these folders, topmost first; folders
+    /// that are no layers' are passed over. Does not wait for anything.
+    fn starting(&self, stack: &[PathBuf]) {
+        let _ = stack;
     }
 
     /// Mounts a layer again from its record; never needs the network if the index is there. If it

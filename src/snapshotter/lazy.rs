@@ -151,7 +151,7 @@ impl Inner {
     }
 
     /// The folders with the files of `parent` and of all below it, topmost first.
-    fn stack(&self, parent: Option<&Key>) -> Result<Vec<PathBuf>, Error> {
+    pub(super) fn stack(&self, parent: Option<&Key>) -> Result<Vec<PathBuf>, Error> {
         let Some(parent) = parent else {
             return Ok(Vec::new());
         };
