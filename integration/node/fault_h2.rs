@@ -106,7 +106,7 @@ impl Http2 {
 
 impl Shared {
     async fn converse(self: Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin) {
-        let fault = self.fault.lock().take();
+        let mut fault = self.fault.lock().take();
         if let Some(fault @ (Fault::SettingsFlood | Fault::ContinuationFlood | Fault::Garbage)) =
             fault
         {
@@ -133,6 +133,11 @@ impl Shared {
                 next = connection.accept() => {
                     let Some(Ok((request, respond))) = next else { return };
                     let (server, leave) = (Arc::clone(&self), leave.clone());
+                    // The others break the first stream only.
+                    let fault = match fault {
+                        Some(Fault::RapidReset) => fault,
+                        _ => fault.take(),
+                    };
                     tokio::spawn(async move {
                         // A client that went away is none of the server's business.
                         let _ = server.answer(&request, respond, fault).await;

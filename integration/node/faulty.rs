@@ -23,6 +23,8 @@ pub const IMAGE: &str = "faults.test/data/img:1";
 pub const SIZE: usize = 256 << 10;
 /// After this a read has failed, with what the kernel and this test need.
 pub const DEADLINE: Duration = Duration::from_secs(3);
+/// Longer than a mount remembers a failure for the kernel's second question.
+pub const FORGOTTEN: Duration = Duration::from_millis(120);
 
 const CONFIG: &str = "[fetch]\nbackground = false\nprefetch = false\nreadahead = 0\ncorrupt_retries = 2\n\
     [fuse]\nread_deadline = \"3s\"\n[registry]\nconnect_timeout = \"1s\"\nprogress_timeout = \"700ms\"\n\

@@ -41,6 +41,7 @@ mod registry_docker;
 mod registry_faults;
 mod registry_hosts;
 mod registry_proxy;
+mod registry_readers;
 mod round_trips;
 mod same_tree;
 mod seed_estale;

@@ -36,7 +36,7 @@ fn copy(folder: &TempDir, registry: &str, variables: &[(&str, &str)]) -> Output 
     let config = folder.path().join("crfs.toml");
     let certs = folder.path().display();
     let text = format!(
-        "[registry]\nplain_http = [\"plain.test\"]\nretries = 0\nconfig_path = \"{certs}\"\n"
+        "[registry]\nplain_http = [\"plain.test\"]\nretries = 0\ndeadline = \"5s\"\nconfig_path = \"{certs}\"\n"
     );
     fs::write(&config, text).unwrap();
     let out = folder.path().join("out");

@@ -31,6 +31,7 @@ use tracing::warn;
 
 use crate::fs::attr::{absent, attributes, file_type};
 use crate::fs::counters::{Counters, Fetching};
+use crate::fs::failed::Failed;
 use crate::fs::opens::Opens;
 use crate::fs::{Error, Ino, LayerFs, Reading};
 
@@ -62,6 +63,7 @@ pub struct Adapter {
     /// How long the kernel may remember names, attributes and absences.
     pub(super) ttl: Duration,
     pub(super) read_deadline: Duration,
+    pub(super) failed: Arc<Failed>,
     /// Whether OPEN is to be answered `ENOSYS`; cleared where the kernel does not take that.
     pub(super) skip_open: bool,
     pub(super) skip_opendir: bool,
@@ -94,6 +96,10 @@ impl Adapter {
     }
 
     fn read_reply(&self, ino: INodeNo, offset: u64, size: u32, reply: ReplyData) {
+        if let Some(errno) = self.failed.recall(ino.0, offset) {
+            reply.error(errno);
+            return;
+        }
         match self.fs.read(Ino(ino.0), offset, size) {
             Ok(Reading::Ready(bytes)) => {
                 self.counters.hit();
@@ -102,7 +108,7 @@ impl Adapter {
             Ok(Reading::Waiting(bytes)) => {
                 self.counters.miss();
                 let (fs, counters) = (Arc::clone(&self.fs), Arc::clone(&self.counters));
-                let deadline = self.read_deadline;
+                let (deadline, failed) = (self.read_deadline, Arc::clone(&self.failed));
                 let fetching = Fetching::new(&self.counters);
                 self.runtime.spawn(async move {
                     let bytes = tokio::time::timeout(deadline, bytes).await;
@@ -110,7 +116,9 @@ impl Adapter {
                         Ok(bytes) => reply.data(&bytes),
                         Err(error) => {
                             let layer = fs.index().blob();
-                            reply.error(counters.refuse(layer, "read", ino.0, &error));
+                            let errno = counters.refuse(layer, "read", ino.0, &error);
+                            failed.note(ino.0, offset, size, errno);
+                            reply.error(errno);
                         }
                     }
                     drop(fetching);

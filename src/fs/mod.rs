@@ -15,6 +15,7 @@ mod config;
 mod counters;
 mod errno;
 mod error;
+mod failed;
 mod fuse;
 pub mod index;
 pub mod kept;

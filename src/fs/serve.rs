@@ -258,6 +258,7 @@ pub fn serve(
         counters: Arc::clone(&counters),
         ttl: options.entry_timeout.unwrap_or(FOREVER),
         read_deadline: options.read_deadline,
+        failed: Arc::default(),
         skip_open: options.open == OpenMode::Skip,
         skip_opendir: false,
     };
