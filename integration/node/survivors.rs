@@ -119,7 +119,7 @@ impl Node {
                 report["bad"].as_array().unwrap().len(),
                 report["worst"]
             );
-            assert!(reads.as_u64().unwrap() > 100, "{report}");
+            assert!(reads.as_u64().unwrap() > 20, "{report}");
             assert_eq!(
                 report["bad"],
                 serde_json::json!([]),
@@ -174,11 +174,16 @@ impl Node {
             let flags = rustix::mount::MountFlags::empty();
             rustix::mount::mount("fusectl", control, "fusectl", flags, None).unwrap();
         }
-        let connections = fs::read_dir(control).unwrap().flatten();
-        let waiting =
-            connections.map(|one| fs::read_to_string(one.path().join("waiting")).unwrap());
+        // The connections of other nodes on this machine are there as well.
+        let root = self.bed.crfs_root().display().to_string();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let ours = mounts
+            .lines()
+            .filter(|line| line.contains(&root) && line.contains(" - fuse"));
+        let minors = ours.map(|line| line.split([' ', ':']).nth(3).unwrap());
+        let waiting = minors.map(|minor| fs::read_to_string(format!("{control}/{minor}/waiting")));
         waiting
-            .map(|text| text.trim().parse::<u64>().unwrap())
+            .map(|text| text.unwrap().trim().parse::<u64>().unwrap())
             .sum()
     }
 }
