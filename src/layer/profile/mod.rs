@@ -24,6 +24,9 @@ use crate::oci::Digest;
 pub use folder::{Error, Folder};
 pub(super) use record::{Recorder, StartedLayer};
 
+/// A month as durations are written in the configuration: 30.44 days.
+const MONTH: Duration = Duration::from_secs(2_630_016);
+
 /// The section `[profile]` of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -37,7 +40,7 @@ pub struct Config {
     pub window: Duration,
     /// Most bytes of content in a profile. Default `128MiB`.
     pub max_size: ByteSize,
-    /// How long a profile is kept that is not used. Default `90days`.
+    /// How long a profile is kept that is not used. Default `3months`.
     #[serde(with = "humantime_serde")]
     pub keep: Duration,
 }
@@ -49,7 +52,7 @@ impl Default for Config {
             apply: true,
             window: Duration::from_secs(20),
             max_size: ByteSize(128 << 20),
-            keep: Duration::from_secs(90 * 86_400),
+            keep: MONTH * 3,
         }
     }
 }
