@@ -117,7 +117,7 @@ impl<'r> Window<'r> {
         if held >= MAX_VALUE {
             return Err(self.malformed("a value is longer than 8 MiB"));
         }
-        let more = held.max(READ);
+        let more = held.max(READ).min(MAX_VALUE - held);
         self.cut.reserve(more);
         let mut piece = self.input.take(more as u64);
         let read = piece.read_to_end(&mut self.cut);
