@@ -18,6 +18,7 @@ MIB = 1 << 20
 # A shell, cat, find and xargs as Debian has them: what the made files are read with.
 BASE = {
     "packages": ["?essential"],
+    "exclude": ["usr/share/doc/", "usr/share/man/", "usr/share/locale/", "usr/share/perl/", "usr/lib/{triplet}/perl/"],
     "files": {
         "etc/passwd": "root:x:0:0:root:/root:/bin/bash\n",
         "etc/group": "root:x:0:\n",
@@ -52,11 +53,12 @@ def folder(out, name):
 
 
 def words(chance, size):
-    """Text that packs as well as a log does."""
-    vocabulary = [bytes(chance.choices(b"abcdefghijklmnopqrstuvwxyz", k=chance.randint(3, 12))) for _ in range(4096)]
+    """Text that packs as well as a log does: a few dozen messages, each time with another number."""
+    letters = b"abcdefghijklmnopqrstuvwxyz     "
+    messages = [bytes(chance.choices(letters, k=chance.randint(60, 140))) for _ in range(64)]
     pieces, have = [], 0
     while have < size:
-        piece = b" ".join(chance.choices(vocabulary, k=64)) + b"\n"
+        piece = b"%s %04d\n" % (chance.choice(messages), chance.randrange(10_000))
         pieces.append(piece)
         have += len(piece)
     return b"".join(pieces)[:size]
