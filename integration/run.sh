@@ -14,6 +14,7 @@ machine_check "$project"
 tools_for_bed
 containerd_find
 go_find "$(sed -n 's/^go //p' "$project/integration/conformance/go.mod")" || export CRFS_NO_GO=1
+(crictl_find) || export CRFS_NO_CRICTL=1
 
 cd "$project"
 export TMPDIR=$bed_work CRFS_BED_CACHE=$bed_cache PYTHONDONTWRITEBYTECODE=1

@@ -17,24 +17,27 @@ const RANKS: [&[&str]; 10] = [
     &["fs"],
     &["layer"],
     &["snapshotter"],
-    &["convert", "service", "telemetry"],
+    &["convert", "cri", "service", "telemetry"],
     &["config"],
     &["daemon"],
     &["cli"],
 ];
 
 /// Crates that only certain modules may name.
-const CONFINED: [(&str, &[&str]); 12] = [
+const CONFINED: [(&str, &[&str]); 15] = [
     ("clap", &["cli"]),
     ("containerd_snapshots", &["service"]),
     ("flate2", &["stargz"]),
     ("fuser", &["fs"]),
+    ("hyper", &["cri"]),
     ("indicatif", &["cli"]),
     ("reqwest", &["registry"]),
+    ("ring", &["registry"]),
+    ("serde_saphyr", &["registry"]),
     ("sha2", &["oci"]),
     ("sled", &["store"]),
     ("tar", &["stargz"]),
-    ("toml", &["config"]),
+    ("toml", &["config", "registry"]),
     ("tonic", &["service"]),
     ("tracing_subscriber", &["telemetry"]),
 ];

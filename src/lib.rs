@@ -24,6 +24,7 @@ pub mod layer;
 pub mod snapshotter;
 
 pub mod convert;
+pub mod cri;
 pub mod service;
 
 pub mod config;

@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # A private containerd and a private crfs: own folders, own sockets.
 
+node_cri=""
+
 # node_prepare FOLDER NAMESPACE: writes the configuration and a `ctr` that needs no flags. Sets the node_* paths.
 node_prepare() {
 	node_folder=$1 node_namespace=$2
@@ -15,17 +17,63 @@ node_prepare() {
 		PATH='$containerd_bin:$PATH' exec '$containerd_bin/ctr' --address '$node_socket' --namespace '$2' "\$@"
 	SH
 	chmod +x "$node_ctr"
+	[ -z "$node_cri" ] || node_prepare_cri
+}
+
+node_prepare_cri() {
+	mkdir -p "$node_folder/certs.d/$registry_address"
+	echo "server = \"http://$registry_address\"" >"$node_folder/certs.d/$registry_address/hosts.toml"
+	node_write_crictl
+}
+
+# node_write_crictl: a `crictl` that speaks to crfs's CRI proxy where crfs has one, else to containerd.
+node_write_crictl() {
+	node_crictl=$node_folder/crictl
+	cat >"$node_crictl" <<-SH
+		#!/bin/sh
+		socket='$node_folder/cri.sock'
+		[ -S "\$socket" ] || socket='$node_socket'
+		exec '$crictl_bin' --timeout 60s --runtime-endpoint "unix://\$socket" --image-endpoint "unix://\$socket" "\$@"
+	SH
+	chmod +x "$node_crictl"
+}
+
+# node_cri_config: the CRI, pulling by the transfer service ("transfer") or by itself ("annotations"). What is not needed
+# for pods in the host's network is left out: there is no CNI here.
+node_cri_config() {
+	local without=true
+	[ "$node_cri" = transfer ] || without=false
+	cat <<-TOML
+		[plugins."io.containerd.cri.v1.images"]
+		  snapshotter = "crfs"
+		  disable_snapshot_annotations = $without
+		  [plugins."io.containerd.cri.v1.images".pinned_images]
+		    sandbox = "$registry_address/pause:lazy"
+		  [plugins."io.containerd.cri.v1.images".registry]
+		    config_path = "$node_folder/certs.d"
+		[plugins."io.containerd.cri.v1.runtime"]
+		  restrict_oom_score_adj = true
+		  [plugins."io.containerd.cri.v1.runtime".cni]
+		    bin_dirs = ["$node_folder/cni"]
+		    conf_dir = "$node_folder/cni"
+		  [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+		    runtime_type = "io.containerd.runc.v2"
+		    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+		      BinaryName = "$runc_bin"
+		      SystemdCgroup = false
+	TOML
 }
 
 node_containerd_config() {
-	local platform snapshotter
+	local platform snapshotter cri='"io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri",'
 	platform=linux/$(dpkg --print-architecture)
+	[ -z "$node_cri" ] || cri=''
 	cat <<-TOML
 		version = 3
 		root = "$node_folder/containerd"
 		state = "$node_folder/run"
 		disabled_plugins = [
-		  "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri",
+		  $cri
 		  "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.btrfs",
 		  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.erofs",
 		  "io.containerd.snapshotter.v1.zfs", "io.containerd.tracing.processor.v1.otlp",
@@ -42,8 +90,9 @@ node_containerd_config() {
 		  [proxy_plugins.crfs.exports]
 		    root = "$crfs_root"
 		    enable_remote_snapshot_annotations = "true"
-		[plugins."io.containerd.transfer.v1.local"]
 	TOML
+	[ -z "$node_cri" ] || node_cri_config
+	echo '[plugins."io.containerd.transfer.v1.local"]'
 	# One entry replaces the built-in default: without its own entry overlayfs could not be pulled to.
 	for snapshotter in overlayfs crfs; do
 		cat <<-TOML
@@ -99,10 +148,16 @@ crfs_stop() {
 	crfs_pid=''
 }
 
+# crfs_processes: prints their pids. The keeper has a word about the root folder in its environment only.
+crfs_processes() {
+	process_find "$crfs_root"
+	process_find "CRFS_KEEPER=$crfs_root" environ
+}
+
 # crfs_kill: kills all of crfs at once, so that nothing keeps the mounts alive.
 crfs_kill() {
 	local pid
-	while pid=$(process_find "$crfs_root") && [ -n "$pid" ]; do
+	while pid=$(crfs_processes) && [ -n "$pid" ]; do
 		# shellcheck disable=SC2086 # one word a process
 		kill -KILL $pid 2>/dev/null || true
 		wait "$crfs_pid" 2>/dev/null || true
@@ -118,13 +173,14 @@ crfs_clear() {
 	crfs_stop || true
 	[ -S "$crfs_root/keeper.sock" ] || return 0
 	timeout 20 "${crfs_server[0]}" stop --force --root "$crfs_root" >/dev/null || say "crfs cannot be stopped"
-	[ -z "$(process_find "$crfs_root")" ] || { say "crfs left processes"; crfs_kill; }
+	[ -z "$(crfs_processes)" ] || { say "crfs left processes"; crfs_kill; }
 }
 
 # node_clear: ends and removes every container of the node.
 node_clear() {
 	local name
 	[ -n "${containerd_pid:-}" ] && process_runs "$containerd_pid" || return 0
+	[ -z "$node_cri" ] || timeout 60 "$node_crictl" rmp --all --force >/dev/null 2>&1 || say "a pod cannot be removed"
 	for name in $(timeout 10 "$node_ctr" task ls -q 2>/dev/null); do
 		timeout 20 "$node_ctr" task rm --force "$name" >/dev/null 2>&1 || say "the task $name cannot be ended"
 	done

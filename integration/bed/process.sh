@@ -51,12 +51,13 @@ process_stop() {
 	return "$rc"
 }
 
-# process_find TEXT: prints the pids of the processes with TEXT as a word of their command line, but not this shell's.
+# process_find TEXT [environ]: prints the pids of the processes with TEXT as a word of their command line, or as one of their
+# variables, but not this shell's.
 process_find() {
 	local folder
 	for folder in /proc/[0-9]*; do
 		[ "${folder#/proc/}" = $$ ] && continue
-		if tr '\0' '\n' <"$folder/cmdline" 2>/dev/null | grep -qxF -- "$1"; then
+		if { tr '\0' '\n' <"$folder/${2:-cmdline}"; } 2>/dev/null | grep -qxF -- "$1"; then
 			echo "${folder#/proc/}"
 		fi
 	done

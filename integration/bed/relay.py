@@ -13,6 +13,7 @@ shared link of limited speed. A test talks to it on the same port:
     POST /_relay/link?rtt_ms=10&mbit=1000      0 takes a limit away
     POST /_relay/fail?status=503&count=4       the next 4 requests are answered so; status=0 hangs up
     POST /_relay/fail?status=503&count=4&ranges=1     the same, but only requests for a range
+    POST /_relay/guard               who may read what, by short-lived tokens: see guard.py
     POST /_relay/down?on=1           every connection is closed unanswered, until on=0
 
 One line of JSON per finished request goes to the log.
@@ -28,6 +29,8 @@ import sys
 import threading
 import time
 from urllib.parse import parse_qs, urlsplit
+
+import guard
 
 PIECE = 64 * 1024
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade"}
@@ -148,7 +151,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.sent = 0
         status = self.server.faults.next("Range" in self.headers)
         try:
-            if status is None:
+            refusal = self.server.guard.answer(self) if status is None else None
+            if refusal:
+                status = refusal[0]
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                self.answer(status, refusal[2], refusal[1])
+            elif status is None:
                 status = self.pass_on()
             elif status == 0:
                 self.close_connection = True
@@ -227,8 +235,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if size == 0:
                 return
 
-    def answer(self, status, body):
+    def answer(self, status, body, headers=None):
         self.send_response_only(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
@@ -240,6 +250,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         verb = url.path.removeprefix("/_relay/")
         if verb == "reset":
             self.server.counts.reset()
+            self.server.guard.reset()
+        elif verb == "guard":
+            size = int(self.headers.get("Content-Length", 0))
+            self.server.guard.set(json.loads(self.rfile.read(size) or b"{}"))
         elif verb == "link":
             self.server.link.set(asked.get("rtt_ms", 0), asked.get("mbit", 0))
         elif verb == "fail":
@@ -249,7 +263,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.faults.down = bool(asked.get("on", 1))
         elif verb != "counts":
             return self.answer(404, b"no such control\n")
-        self.answer(200, json.dumps(self.server.counts.report()).encode() + b"\n")
+        report = {**self.server.counts.report(), **self.server.guard.report()}
+        self.answer(200, json.dumps(report).encode() + b"\n")
 
 
 class Relay(http.server.ThreadingHTTPServer):
@@ -259,7 +274,7 @@ class Relay(http.server.ThreadingHTTPServer):
     def __init__(self, upstream, log, link):
         super().__init__(("127.0.0.1", 0), Handler)
         self.upstream, self.log, self.link = upstream, log, link
-        self.counts, self.faults = Counts(), Faults()
+        self.counts, self.faults, self.guard = Counts(), Faults(), guard.Guard()
         self.log_lock = threading.Lock()
 
     def note(self, request, status, started, trouble):

@@ -9,7 +9,7 @@ tools_for_build() {
 # tools_for_bed: what a registry, an image and a container need. Sets python, registry_bin and runc_bin.
 tools_for_bed() {
 	tools_install unshare:util-linux nsenter:util-linux setpriv:util-linux mount:mount curl:curl \
-		setfattr:attr gpgv:gpgv
+		setfattr:attr gpgv:gpgv openssl:openssl
 	tools_python
 	tools_private registry_bin docker-registry docker-registry
 	tools_install runc:runc
@@ -61,4 +61,23 @@ go_find() {
 		return
 	done
 	return 1
+}
+
+crictl_module=v1.34.0
+
+# crictl_find: a client of the CRI: as installed, or built once from its Go module. Sets crictl_bin or dies.
+crictl_find() {
+	local folder=$bed_cache/tools/crictl-$crictl_module lock
+	crictl_bin=$(command -v crictl) && return
+	crictl_bin=$folder/crictl
+	mkdir -p "$folder"
+	exec {lock}>"$folder.lock"
+	flock "$lock"
+	if [ ! -x "$crictl_bin" ]; then
+		go_find 1.24 || die "no crictl is installed, and no Go new enough to build one"
+		detail "crictl: building the Go module $crictl_module (some minutes)"
+		quietly "$folder.log" env GOBIN="$folder" GOTOOLCHAIN=local CGO_ENABLED=0 timeout 900 \
+			go install "sigs.k8s.io/cri-tools/cmd/crictl@$crictl_module" || die "crictl cannot be built; the log is $folder.log"
+	fi
+	exec {lock}>&-
 }

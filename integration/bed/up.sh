@@ -8,6 +8,7 @@
 #   --listen IP              the registry there, without the relay
 #   --no-crfs                containerd and the registry only
 #   --server 'COMMAND'       another snapshotter in the place of crfs; {config}, {root} and {socket} are filled in
+#   --cri transfer           containerd's CRI, which pulls by the transfer service; or, with `annotations`, by itself
 #   --rtt-ms N, --mbit N     the registry behaves as if it were that far away
 #
 # Lines on standard input are commands: `crfs start|stop|kill|crash`, `containerd start|stop|kill`, `clear` (end all
@@ -42,6 +43,7 @@ while [ $# -gt 0 ]; do
 		;;
 	--listen) listen=${2:?} && shift ;;
 	--no-crfs) with_crfs='' ;;
+	--cri) node_cri=$2 && shift ;;
 	--server) read -ra crfs_server <<<"$2" && shift ;;
 	--rtt-ms | --mbit) relay_options+=("$1" "$2") && shift ;;
 	*) up_usage ;;
@@ -68,6 +70,7 @@ up_crfs_values() {
 up_containerd_values() {
 	printf 'CONTAINERD_PID=%s\nCONTAINERD_SOCKET=%s\nCONTAINERD_LOG=%s\nCTR=%s\nNAMESPACE=%s\n' \
 		"$containerd_pid" "$node_socket" "$node_folder/logs/containerd.log" "$node_ctr" "$node_namespace"
+	[ -z "$node_cri" ] || printf 'CRICTL=%s\n' "$node_crictl"
 }
 
 # up_command WORDS: one line of standard input.
@@ -97,6 +100,7 @@ elif [ -n "$with_registry" ]; then
 fi
 if [ -n "$with_node" ]; then
 	containerd_find
+	[ -z "$node_cri" ] || crictl_find
 	node_prepare "$folder/node" "${CRFS_BED_ID:-crfs-bed-$$-$RANDOM}"
 	if [ -n "$with_crfs" ]; then
 		crfs_start

@@ -27,11 +27,14 @@ pub struct Bed {
 }
 
 impl Bed {
-    /// Brings a node up: crfs with this configuration, `up.sh` with these options.
+    /// Brings a node up: crfs with this configuration, `up.sh` with these options. `{node}` in the
+    /// configuration is the node's folder.
     pub fn up(config: &str, options: &[&str]) -> Self {
         let folder = TempDir::with_prefix("bed-").unwrap();
-        fs::create_dir_all(folder.path().join("node")).unwrap();
-        fs::write(folder.path().join("node/crfs.toml"), config).unwrap();
+        let node = folder.path().join("node");
+        fs::create_dir_all(&node).unwrap();
+        let config = config.replace("{node}", node.to_str().unwrap());
+        fs::write(node.join("crfs.toml"), config).unwrap();
         let mut script = Command::new(format!("{SCRIPTS}/up.sh"))
             .arg(folder.path())
             .args(options)
@@ -152,6 +155,24 @@ impl Bed {
         self.relay("GET", "counts")["requests"].as_u64().unwrap()
     }
 
+    /// Runs `crictl` and insists that it succeeds; gives what it printed.
+    pub fn crictl(&self, arguments: &[&str]) -> String {
+        let log = fs::read_to_string(self.value("CONTAINERD_LOG")).unwrap();
+        let done = self.try_crictl(arguments);
+        checked(
+            &done,
+            &format!("crictl {arguments:?}"),
+            &(log + &self.crfs_log()),
+        )
+    }
+
+    /// Runs `crictl`, whatever comes of it.
+    pub fn try_crictl(&self, arguments: &[&str]) -> Output {
+        let mut crictl = Command::new("timeout");
+        crictl.args(["120", self.value("CRICTL")]).args(arguments);
+        crictl.stdin(Stdio::null()).output().unwrap()
+    }
+
     /// Speaks to the relay: `reset`, `link?rtt_ms=100&mbit=0`, `down?on=1`, `fail?status=503&count=4`.
     pub fn relay(&self, method: &str, verb: &str) -> Value {
         let url = format!("http://{}/_relay/{verb}", self.registry());
@@ -168,6 +189,23 @@ impl Bed {
         ]);
         let answer = checked(&curl.output().unwrap(), "curl", "");
         serde_json::from_str(&answer).unwrap_or(Value::Null)
+    }
+
+    /// Sets who may read what of the registry: see `integration/bed/guard.py`.
+    pub fn guard(&self, said: &Value) {
+        let url = format!("http://{}/_relay/guard", self.registry());
+        let mut curl = Command::new("curl");
+        curl.args([
+            "-fsS",
+            "--noproxy",
+            "*",
+            "--max-time",
+            "10",
+            "-d",
+            &said.to_string(),
+            &url,
+        ]);
+        checked(&curl.output().unwrap(), "curl", "");
     }
 
     fn read_until(&mut self, last: &str) {
@@ -201,6 +239,30 @@ pub fn crfs(arguments: &[&str]) -> String {
         .output()
         .unwrap();
     checked(&done, &format!("crfs {arguments:?}"), "")
+}
+
+/// The same, insisting that it fails; gives what it said.
+pub fn crfs_refuses(arguments: &[&str]) -> String {
+    let done = Command::new(CRFS)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(!done.status.success(), "crfs {arguments:?}: {done:?}");
+    String::from_utf8_lossy(&done.stderr).into_owned()
+}
+
+/// The image of an OCI layout with `count` more layers of files on top, below `data/`; in `out`.
+pub fn append(layout: &Path, out: &Path, count: usize) {
+    let mut append = Command::new("python3");
+    append
+        .arg(format!("{SCRIPTS}/append.py"))
+        .args([layout, out]);
+    checked(
+        &append.arg(count.to_string()).output().unwrap(),
+        "append.py",
+        "",
+    );
 }
 
 /// The OCI layout of a named image, built from Debian packages once and kept.

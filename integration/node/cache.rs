@@ -240,7 +240,8 @@ impl LayerMap for OneChunk {
     }
 }
 
-struct NoRegistry;
+/// A registry that has nothing.
+pub struct NoRegistry;
 
 impl RangeSource for NoRegistry {
     fn digest(&self) -> Digest {

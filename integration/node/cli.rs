@@ -46,7 +46,9 @@ fn refused(arguments: &[&str], code: i32, words: &[&str]) {
 
 #[test]
 fn every_subcommand_explains_itself() {
-    for name in ["", "serve", "stop", "upgrade", "convert", "mount", "fsck"] {
+    for name in [
+        "", "serve", "status", "stop", "upgrade", "convert", "mount", "fsck",
+    ] {
         let arguments: Vec<_> = [name, "--help"]
             .into_iter()
             .filter(|a| !a.is_empty())

@@ -6,7 +6,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use crfs::blob::{InMemory, ReadAt};
+use crfs::blob::cache::{Cache, Verified};
+use crfs::blob::fetch::{self, Fetcher};
+use crfs::blob::{Blob, ChunkId, InMemory, LayerMap as _, ReadAt};
 use crfs::fs::kept::Device;
 use crfs::fs::{Index, LayerFs, OpenMode, ServeOptions, Served, index, serve};
 use crfs::oci::Digest;
@@ -21,7 +23,7 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
 const DATA_END: u64 = 1 << 40;
 
 /// Entries of a TOC, and the content of their files.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub struct Content {
     entries: String,
     chunks: Vec<Bytes>,
@@ -85,6 +87,7 @@ pub struct Mount {
     content: Content,
     options: Box<dyn Fn(&mut ServeOptions)>,
     instead: Option<Arc<dyn ReadAt>>,
+    cache: Option<Arc<Cache>>,
 }
 
 impl Mount {
@@ -94,6 +97,7 @@ impl Mount {
             content,
             options: Box::new(|_| ()),
             instead: None,
+            cache: None,
         }
     }
 
@@ -109,6 +113,12 @@ impl Mount {
         self
     }
 
+    /// Puts the content into a cache and reads it from there.
+    pub fn cached(mut self, cache: &Arc<Cache>) -> Self {
+        self.cache = Some(Arc::clone(cache));
+        self
+    }
+
     /// Builds the index, mounts and serves.
     pub fn mount(self) -> Mounted {
         let folder = tempfile::tempdir().unwrap();
@@ -117,11 +127,17 @@ impl Mount {
         let blob = Digest::of(b"blob");
         index::build(&toc, &Limits::default(), DATA_END, blob, &file).unwrap();
         let index = Arc::new(Index::open(&file, toc.digest()).unwrap());
-        let memory = InMemory::new(self.content.chunks);
-        let content = self.instead.unwrap_or_else(|| Arc::new(memory));
-        let fs = Arc::new(LayerFs::new(index, content));
         let mut options = ServeOptions::new(RUNTIME.handle().clone());
         (self.options)(&mut options);
+        let content = match (self.instead, &self.cache) {
+            (Some(content), _) => content,
+            (None, Some(cache)) => {
+                let pass = options.passes_through(&index.summary());
+                in_cache(cache, &index, &self.content.chunks, pass)
+            }
+            (None, None) => Arc::new(InMemory::new(self.content.chunks)),
+        };
+        let fs = Arc::new(LayerFs::new(index, content));
         let path = folder.path().join("mnt");
         std::fs::create_dir(&path).unwrap();
         let mount = System.mount_fuse(&path, "a test's layer").unwrap();
@@ -133,6 +149,27 @@ impl Mount {
             folder,
         }
     }
+}
+
+/// A layer all of which the cache holds, and whose registry has nothing.
+fn in_cache(
+    cache: &Arc<Cache>,
+    index: &Arc<Index>,
+    chunks: &[Bytes],
+    pass_through: bool,
+) -> Arc<dyn ReadAt> {
+    for (number, chunk) in chunks.iter().enumerate() {
+        let info = index.chunk(ChunkId(number as u32)).unwrap();
+        cache.insert(&[Verified::check(&info.proof, info.size, chunk).unwrap()]);
+    }
+    let runtime = RUNTIME.handle().clone();
+    let fetcher = Fetcher::new(Arc::clone(cache), fetch::Config::default(), runtime);
+    let source = Arc::new(crate::cache::NoRegistry);
+    let blob = Blob::new(&fetcher, source, Arc::clone(index) as _);
+    if pass_through {
+        blob.pass_through();
+    }
+    Arc::new(blob)
 }
 
 impl Mounted {

@@ -332,8 +332,10 @@ fn a_read_that_fails_costs_one_eio_and_nothing_else() {
             assert!(begun.elapsed() < Duration::from_secs(5), "{name}");
         }
         assert_eq!(fs::read(layer.at("good")).unwrap(), b"good");
+        // A failure is remembered for the kernel, which asks twice, and not for who tries again.
+        std::thread::sleep(Duration::from_millis(120));
     }
     let counts = layer.served.as_ref().unwrap().counts();
-    assert!(counts.panics >= 2 && counts.deadlines >= 2, "{counts:?}");
+    assert!(counts.panics >= 2 && counts.deadlines == 2, "{counts:?}");
     layer.unmount().unwrap();
 }

@@ -115,30 +115,42 @@ pub fn end(child: &mut Child, signal: Signal) -> (ExitStatus, Duration) {
 /// committed snapshots, lowest first; panics if one is not lazy.
 pub async fn pull(client: &Client, image: &Image, namespace: &str) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
-    for (number, layer) in image.layers.iter().enumerate() {
+    for number in 0..image.layers.len() {
         let parent = names.last().cloned().unwrap_or_default();
-        let target = format!("sha256:chain-of-{}-{number}", image.manifest);
-        let labels = [
-            ("containerd.io/snapshot.ref", target.as_str()),
-            ("containerd.io/snapshot/cri.image-ref", &image.name),
-            (
-                "containerd.io/snapshot/cri.manifest-digest",
-                &image.manifest,
-            ),
-            ("containerd.io/snapshot/cri.layer-digest", layer),
-        ];
-        let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned()));
-        let key = format!("{namespace}/{number}/extract {layer}");
-        let refused = client.prepare(&key, &parent, labels.into()).await;
-        let status = refused.expect_err("the answer is lazy");
-        assert_eq!(status.code(), Code::AlreadyExists, "{status}");
-        let filter =
-            format!("labels.\"containerd.io/snapshot.ref\"==\"{target}\",parent==\"{parent}\"");
-        let mut found = client.list(&[filter]).await.unwrap();
-        assert_eq!(found.len(), 1, "one snapshot of layer {number}: {found:?}");
-        names.push(found.remove(0).name);
+        names.push(pull_layer(client, image, number, &parent, namespace).await);
     }
     names
+}
+
+/// Asks for one layer of an image. Gives the name of its committed snapshot.
+pub async fn pull_layer(
+    client: &Client,
+    image: &Image,
+    number: usize,
+    parent: &str,
+    namespace: &str,
+) -> String {
+    let layer = &image.layers[number];
+    let target = format!("sha256:chain-of-{}-{number}", image.manifest);
+    let labels = [
+        ("containerd.io/snapshot.ref", target.as_str()),
+        ("containerd.io/snapshot/cri.image-ref", &image.name),
+        (
+            "containerd.io/snapshot/cri.manifest-digest",
+            &image.manifest,
+        ),
+        ("containerd.io/snapshot/cri.layer-digest", layer),
+    ];
+    let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let key = format!("{namespace}/{number}/extract {layer}");
+    let refused = client.prepare(&key, parent, labels.into()).await;
+    let status = refused.expect_err("the answer is lazy");
+    assert_eq!(status.code(), Code::AlreadyExists, "{status}");
+    let filter =
+        format!("labels.\"containerd.io/snapshot.ref\"==\"{target}\",parent==\"{parent}\"");
+    let mut found = client.list(&[filter]).await.unwrap();
+    assert_eq!(found.len(), 1, "one snapshot of layer {number}: {found:?}");
+    found.remove(0).name
 }
 
 /// An image in the registry.

@@ -122,6 +122,7 @@ impl Layers for Tmpfs {
             }
             self.mount_at(target)?;
             Ok(LayerRecord {
+                also: Vec::new(),
                 image: labels.image.to_string(),
                 manifest: labels.manifest,
                 layer: labels.layer,

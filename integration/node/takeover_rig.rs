@@ -41,8 +41,7 @@ impl Rig {
             eprintln!("skipped: needs root and /dev/fuse");
             return None;
         }
-        if kernel() < (6, 9) {
-            eprintln!("skipped: FUSE_NOTIFY_RESEND came with kernel 6.9");
+        if !kernel_repeats_requests() {
             return None;
         }
         let root = tempfile::tempdir().unwrap();
@@ -170,6 +169,15 @@ fn own_namespace(root: &Path) {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).unwrap();
     rustix::mount::mount("tmpfs", root, "tmpfs", MountFlags::empty(), None).unwrap();
+}
+
+/// Whether the kernel has FUSE_NOTIFY_RESEND; else prints that the test is skipped.
+pub fn kernel_repeats_requests() -> bool {
+    let repeats = kernel() >= (6, 9);
+    if !repeats {
+        println!("skipped: FUSE_NOTIFY_RESEND came with kernel 6.9");
+    }
+    repeats
 }
 
 fn kernel() -> (u32, u32) {

@@ -89,6 +89,13 @@ pub trait LayerMap: Send + Sync {
     /// Calls `each` with every chunk that lies in `member`, in no particular order.
     fn chunks_of(&self, member: MemberId, each: &mut dyn FnMut(ChunkId));
 
+    /// Where a chunk starts in its file, in bytes; 0 for the first of each file. `None` where that
+    /// is not known: then no file of the layer can be kept as a file of its own.
+    fn place(&self, chunk: ChunkId) -> Option<u64> {
+        let _ = chunk;
+        None
+    }
+
     /// How far from its start the blob should be fetched at mount: the offset of the eStargz
     /// prefetch landmark, if the layer has one.
     fn prefetch_end(&self) -> Option<u64>;

@@ -5,16 +5,21 @@
 
 pub mod cache;
 pub mod fetch;
+mod first_reads;
 mod map;
 mod memory;
 mod read;
 mod remote;
 mod size;
 mod stats;
+mod whole;
 
+pub use cache::WholeFile;
+pub use first_reads::{FirstRead, ReadLog};
 pub use map::{ChunkId, ChunkInfo, LayerMap, Member, MemberId, Proof};
 pub use memory::InMemory;
 pub use read::{ReadAt, ReadError, Space};
 pub use remote::Blob;
 pub use size::{ByteSize, ByteSizeError};
 pub use stats::LayerStats;
+pub use whole::SMALLEST;

@@ -5,6 +5,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
+use crate::blob::cache::WholeFile;
 use crate::blob::map::ChunkId;
 use crate::oci::Digest;
 use crate::registry;
@@ -89,6 +90,13 @@ pub trait ReadAt: Send + Sync {
     /// those that are not held are asked for together. Waits for nothing. Without it the chunks of
     /// one read may become several requests, and look like those of a sequential reader.
     fn will_read(&self, chunks: Range<u32>, file: Range<u32>);
+
+    /// The file with these chunks as a file of the host, complete and verified, for the kernel to
+    /// read by itself; it stays there as long as the result lives. Waits for nothing.
+    fn whole_file(&self, file: &Range<u32>) -> Option<WholeFile> {
+        let _ = file;
+        None
+    }
 
     /// Numbers for `statfs`: one system call on the cache's disk.
     fn space(&self) -> Space;

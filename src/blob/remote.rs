@@ -9,11 +9,12 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
-use crate::blob::cache::Key;
+use crate::blob::cache::{Key, WholeFile};
 use crate::blob::fetch::{Class, Fetcher, Layer};
-use crate::blob::map::{ChunkId, ChunkInfo, LayerMap};
+use crate::blob::first_reads::{FirstReads, ReadLog};
+use crate::blob::map::{ChunkId, ChunkInfo, LayerMap, MemberId};
 use crate::blob::read::{ReadAt, ReadError, Space};
-use crate::blob::stats::{Counters, FirstReads, LayerStats};
+use crate::blob::stats::{Counters, LayerStats};
 use crate::registry::RangeSource;
 
 /// How long a sum over all chunks of the layer is good enough for `statfs`.
@@ -23,7 +24,7 @@ const FRESH: Duration = Duration::from_secs(10);
 /// [`ReadError::Closed`].
 pub struct Blob {
     layer: Arc<Layer>,
-    reads: FirstReads,
+    reads: Arc<FirstReads>,
     held: Mutex<Option<(Instant, u64)>>,
 }
 
@@ -43,25 +44,72 @@ impl Blob {
         }
     }
 
-    /// Starts what the configuration says goes on by itself: the prefetch up to the landmark, and
-    /// the background. Call it when the layer is mounted; layers are worked on in that order.
+    /// Starts the background, if the configuration says so. Call it when the layer is mounted;
+    /// layers are worked on in that order.
     pub fn start(&self) {
-        self.layer.start();
+        self.layer.start_background();
     }
 
-    /// Fetches `chunks`, those of a recorded profile, in this order, before the background and
-    /// after what readers wait for.
+    /// Whether the cache holds all of it, as far as memory knows. Ends at the first chunk that is
+    /// missing.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        let cache = self.layer.fetcher().cache();
+        (0..self.layer.map.chunk_count()).all(|chunk| {
+            let info = self.layer.map.chunk(ChunkId(chunk));
+            info.is_some_and(|info| cache.contains(&Key::new(&info.proof, info.size)))
+        })
+    }
+
+    /// Keeps large files as files from now on, for mounts that pass them through to the kernel.
+    pub fn pass_through(&self) {
+        self.layer.whole.enable();
+    }
+
+    /// Starts fetching the layer's beginning, up to its landmark, if it has one and the
+    /// configuration says so.
+    pub fn prefetch_landmark(&self) {
+        self.layer.start_landmark();
+    }
+
+    /// Bytes of content that lie before the landmark; 0 if there is none. Goes over those chunks.
+    #[must_use]
+    pub fn landmark_size(&self) -> u64 {
+        let mut size = 0;
+        for member in self.layer.landmark_members() {
+            self.layer.map.chunks_of(MemberId(member), &mut |chunk| {
+                let info = self.layer.map.chunk(chunk);
+                size += info.map_or(0, |info| u64::from(info.size));
+            });
+        }
+        size
+    }
+
+    /// Fetches `chunks`, which are known to be needed soon, before the background and after what
+    /// readers wait for; all of them together, so in the order in which they lie.
     pub fn prefetch(&self, chunks: &[ChunkId]) {
-        let chunks = chunks.iter().map(|chunk| chunk.0);
-        self.layer.queue_chunks(chunks, Class::List);
+        let mut sorted: Vec<_> = chunks.iter().map(|chunk| chunk.0).collect();
+        sorted.sort_by_key(|chunk| {
+            let info = self.layer.map.chunk(ChunkId(*chunk));
+            info.map(|info| info.member)
+        });
+        self.layer.queue_chunks(sorted.into_iter(), Class::List);
         self.layer.work();
     }
 
-    /// The chunks that were read, in the order of their first read: the layer's part of a profile.
-    /// Bounded to the first 8192.
+    /// Whether the cache holds a chunk; also true of one that there is not.
     #[must_use]
-    pub fn first_reads(&self) -> Vec<ChunkId> {
-        self.reads.list()
+    pub fn holds(&self, chunk: ChunkId) -> bool {
+        let info = self.layer.map.chunk(chunk);
+        let cache = self.layer.fetcher().cache();
+        info.is_none_or(|info| cache.contains(&Key::new(&info.proof, info.size)))
+    }
+
+    /// Records which chunks are read from now on, until what this yields is dropped. What is only
+    /// prefetched is not read.
+    #[must_use]
+    pub fn record_reads(&self) -> ReadLog {
+        self.reads.record()
     }
 
     /// Counters since it was opened.
@@ -145,6 +193,12 @@ impl ReadAt for Blob {
         self.read_ahead(|size| self.layer.ahead.on_miss(&chunks, &file, size));
         self.layer.queue_chunks(chunks, Class::Urgent);
         self.layer.work();
+    }
+
+    fn whole_file(&self, file: &Range<u32>) -> Option<WholeFile> {
+        let fetcher = self.layer.fetcher();
+        let later = |work: Box<dyn FnOnce() + Send>| fetcher.on_blocking_thread(work);
+        self.layer.whole.open(file, &later)
     }
 
     fn space(&self) -> Space {

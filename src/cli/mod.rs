@@ -6,7 +6,9 @@
 mod convert;
 mod fsck;
 mod mount;
+mod profile;
 mod serve;
+mod status;
 mod stop;
 mod upgrade;
 
@@ -27,16 +29,19 @@ Examples:
   crfs serve                                              run the snapshotter with its defaults
   crfs convert docker://docker.io/library/python:3.12 docker://registry.example/python:3.12-lazy
   crfs mount registry.example/python:3.12-lazy /mnt       look into an image without pulling it
+  crfs profile registry.example/python:3.12-lazy          list the files its containers read first
 
 Configuration of containerd and of crfs is described in the README.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Status(status::Args),
     Stop(stop::Args),
     Upgrade(upgrade::Args),
     Convert(convert::Args),
     Mount(mount::Args),
+    Profile(profile::Args),
     Fsck(fsck::Args),
 }
 
@@ -46,10 +51,12 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Serve(args) => serve::run(args),
+        Command::Status(args) => status::run(args),
         Command::Stop(args) => stop::run(args),
         Command::Upgrade(args) => upgrade::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Mount(args) => mount::run(args),
+        Command::Profile(args) => profile::run(args),
         Command::Fsck(args) => fsck::run(args),
     };
     done.unwrap_or_else(|error| {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::cli::Outcome;
+use crate::cli::{Outcome, chain};
 use crate::config::Config;
 use crate::{daemon, keeper, telemetry};
 
@@ -38,6 +38,14 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Outcome {
+    serve(args).inspect_err(|error| {
+        if keeper::is_server() {
+            keeper::tell_failure(&chain(error.as_ref()));
+        }
+    })
+}
+
+fn serve(args: Args) -> Outcome {
     let mut config = Config::load(args.config.as_deref())?;
     config.root = args.root.unwrap_or(config.root);
     config.address = args.address.unwrap_or(config.address);

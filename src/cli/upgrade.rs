@@ -17,7 +17,8 @@ Examples:
 
 The daemon ends and the program starts with the same arguments; reads wait for a moment. If it does not
 serve within 20 s, the old program is started again and this command fails with the reason. A changed
-configuration is read as well. Where systemd started the daemon, use systemctl restart.")]
+configuration is read as well. Where systemd started the daemon, the symlink that the unit names is pointed at
+the program and the service restarted, and back if it does not come up.")]
 pub(super) struct Args {
     /// The program [default: this one]
     #[arg(value_name = "EXE")]

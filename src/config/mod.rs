@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{blob, fs, layer, registry, telemetry};
+use crate::{blob, cri, fs, layer, registry, telemetry};
 
 /// Read if it exists and no other file is named.
 const DEFAULT_FILE: &str = "/etc/crfs/config.toml";
@@ -26,6 +26,10 @@ pub struct Config {
     pub log: telemetry::Config,
     /// `[registry]`
     pub registry: registry::Config,
+    /// `[credentials]`
+    pub credentials: registry::CredentialsConfig,
+    /// `[cri]`
+    pub cri: cri::Config,
     /// `[fetch]`
     pub fetch: blob::fetch::Config,
     /// `[cache]`
@@ -34,6 +38,8 @@ pub struct Config {
     pub fuse: fs::Config,
     /// `[layers]`
     pub layers: layer::Config,
+    /// `[profile]`
+    pub profile: layer::profile::Config,
 }
 
 impl Default for Config {
@@ -43,10 +49,13 @@ impl Default for Config {
             address: PathBuf::from("/run/crfs/crfs.sock"),
             log: telemetry::Config::default(),
             registry: registry::Config::default(),
+            credentials: registry::CredentialsConfig::default(),
+            cri: cri::Config::default(),
             fetch: blob::fetch::Config::default(),
             cache: blob::cache::Config::default(),
             fuse: fs::Config::default(),
             layers: layer::Config::default(),
+            profile: layer::profile::Config::default(),
         }
     }
 }
@@ -114,7 +123,14 @@ impl Config {
     /// # Errors
     /// A path is relative, or has a character that overlay's mount options cannot carry.
     pub fn check(&self) -> Result<(), Error> {
-        for (key, path) in [("root", &self.root), ("address", &self.address)] {
+        let named = [
+            ("root", Some(&self.root)),
+            ("address", Some(&self.address)),
+            ("cri.listen", self.cri.listen.as_ref()),
+            ("cri.containerd", Some(&self.cri.containerd)),
+        ];
+        for (key, path) in named {
+            let Some(path) = path else { continue };
             let refuse = |why| Error::Value {
                 key,
                 value: path.clone(),

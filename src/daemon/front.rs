@@ -1,4 +1,4 @@
-//! What an operator starts and ends: the front of `crfs serve`, `crfs stop`, `crfs upgrade`.
+//! What an operator starts, asks and ends: the front of `crfs serve`, `crfs stop`, `crfs upgrade`, `crfs status`.
 //!
 //! The daemon itself runs under a keeper ([`crate::keeper`]), or under systemd, which is one too.
 
@@ -7,6 +7,7 @@ use std::path::Path;
 
 use crate::config::Config;
 use crate::daemon::Error;
+use crate::daemon::systemd::Service;
 use crate::keeper::{self, Attach, Folder, Program};
 use crate::layer;
 use crate::overlay::{Mounter as _, System};
@@ -69,10 +70,44 @@ pub fn stop(root: &Path, force: bool) -> Result<Stopped, Error> {
 /// the new one does not serve, the old one is back, and the error says why.
 ///
 /// # Errors
-/// No daemon runs under a keeper there, or the new program does not serve.
+/// No daemon runs there under a keeper or systemd, or the new program does not serve.
 pub fn upgrade(root: &Path, program: &Path) -> Result<(), Error> {
     let folder = Folder::new(root).map_err(Error::Setup)?;
-    Ok(keeper::upgrade(&folder, program)?)
+    if keeper::is_there(&folder)? {
+        return Ok(keeper::upgrade(&folder, program)?);
+    }
+    match holder(root).and_then(|pid| Service::of(&pid)) {
+        Some(service) => service.upgrade(program),
+        None => Err(keeper::Error::NoKeeper(root.display().to_string()).into()),
+    }
+}
+
+/// What is known of the daemon of a root folder, in lines of a key, a space and a value. Under a keeper:
+/// those of [`keeper::state`]; else `pid`, and under systemd `service` and `status`. Empty: none runs.
+///
+/// # Errors
+/// The keeper is there and does not answer.
+pub fn status(root: &Path) -> Result<String, Error> {
+    let folder = Folder::new(root).map_err(Error::Setup)?;
+    if keeper::is_there(&folder)? {
+        return Ok(keeper::state(&folder)?);
+    }
+    let Some(pid) = holder(root) else {
+        return Ok(String::new());
+    };
+    let service = Service::of(&pid).map(|service| service.describe());
+    Ok(format!("pid {pid}\n{}", service.unwrap_or_default()))
+}
+
+/// The process that has the root folder, if one has.
+fn holder(root: &Path) -> Option<String> {
+    if !root.exists() {
+        return None;
+    }
+    match Root::claim(root) {
+        Err(store::Error::Locked { holder, .. }) => Some(holder),
+        _ => None,
+    }
 }
 
 /// What others have mounted over a layer stays, and the layer with it.

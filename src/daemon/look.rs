@@ -206,7 +206,12 @@ struct Look {
 impl Look {
     fn new(config: &Config, folder: &Path, request: Request) -> Result<Self, Error> {
         Ok(Self {
-            layers: layers(config, folder, Arc::new(Held::without_store()))?,
+            layers: layers(
+                config,
+                folder,
+                client(config, None),
+                Arc::new(Held::without_store()),
+            )?,
             mounted: Vec::new(),
             stacked: false,
             request,
@@ -221,7 +226,7 @@ impl Look {
         mounted: impl Fn(&Summary),
     ) -> Result<(), Error> {
         let mut end = Signals::new().map_err(crate::daemon::Error::Setup)?;
-        let client = client(config);
+        let client = client(config, None);
         let image = self.request.image.clone();
         let summary = tokio::select! {
             outcome = self.find_and_mount(&client, folder) => outcome?,

@@ -6,28 +6,33 @@
 
 mod front;
 pub mod look;
+mod systemd;
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use front::{Stopped, front, stop, upgrade};
+pub use front::{Stopped, front, status, stop, upgrade};
+use futures::StreamExt as _;
+use tokio::net::UnixListener;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::blob::cache::Cache;
 use crate::blob::fetch::Fetcher;
 use crate::config::Config;
 use crate::keeper::protocol::FdName;
 use crate::keeper::{self, Held, STATE, State};
-use crate::layer::{LiveLayers, Parts};
+use crate::layer::profile::Folder;
+use crate::layer::{Layers as _, LiveLayers, Parts};
 use crate::overlay::{self, options::Features};
-use crate::registry::{self, DockerConfig};
-use crate::service;
+use crate::registry::{self, Chain, Credentials, DockerConfig, Providers, PullSecrets, Pulled};
 use crate::snapshotter::{self, Snapshotter};
 use crate::store::{Faults, Root};
-use crate::{blob, store};
+use crate::{blob, cri, service, store};
 
 /// How long a stopping daemon waits for answers that are being sent.
 const GOODBYE: Duration = Duration::from_secs(10);
@@ -35,6 +40,15 @@ const GOODBYE: Duration = Duration::from_secs(10);
 /// How long the end waits for work that nobody waits for any more, such as unpacking what was read
 /// ahead.
 const LEFT_OVERS: Duration = Duration::from_millis(500);
+
+/// How long the end waits for reads under way, on a kernel that does not repeat them.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// Mounts taken over side by side.
+const AT_ONCE: usize = 16;
+
+/// How often the line about the daemon's health is brought up to date.
+const HEALTH: Duration = Duration::from_secs(1);
 
 /// Why the daemon could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +62,9 @@ pub enum Error {
     /// The keeper cannot be used, or said no.
     #[error(transparent)]
     Keeper(#[from] keeper::Error),
+    /// The service could not be changed.
+    #[error("{0}")]
+    Service(String),
     /// A layer could not be unmounted.
     #[error("unmounting layers: {0}")]
     Unmount(#[source] io::Error),
@@ -74,6 +91,7 @@ pub enum Error {
 /// # Errors
 /// Something that is needed to start is missing, broken, or in another daemon's hands.
 pub fn run(config: Config) -> Result<(), Error> {
+    crate::fs::settle_memory();
     let root = Root::claim(&config.root)?;
     let held = Arc::new(Held::take_over(&config.root)?);
     held.guard(Path::new("/proc/self/exe"))?;
@@ -91,7 +109,10 @@ pub fn run(config: Config) -> Result<(), Error> {
 
 async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error> {
     let mut end = Signals::new().map_err(Error::Setup)?;
-    let layers = layers(&config, &config.root, Arc::clone(held))?;
+    let pulled = Pulled::open(&config.credentials, root.path());
+    let client = client(&config, Some(&pulled));
+    let layers = layers(&config, &config.root, client, Arc::clone(held))?;
+    take_over(&config.root, &layers).await;
     let faults = Faults::from_env().map_err(Error::Fault)?;
     let parts = snapshotter::Parts {
         root,
@@ -104,6 +125,7 @@ async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error
         service::socket::bind(path).map_err(Error::from)
     })?;
     let incoming = service::socket::incoming(listener).map_err(Error::Setup)?;
+    let proxy = Proxy::start(&config.cri, pulled)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         root = %config.root.display(),
@@ -113,7 +135,8 @@ async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error
     if let Err(error) = held.ready() {
         tracing::warn!(%error, "the store was not told that this server is ready");
     }
-    tokio::spawn(give_signs_of_life(Arc::clone(held), layers));
+    tokio::spawn(give_signs_of_life(Arc::clone(held), Arc::clone(&layers)));
+    tokio::spawn(tell_health(Arc::clone(held), Arc::clone(&layers)));
 
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let server = service::serve(snapshotter.clone(), incoming, async {
@@ -129,11 +152,38 @@ async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error
         }
     }
     let _ = stop.send(());
+    proxy.end().await;
     if tokio::time::timeout(GOODBYE, server).await.is_err() {
         tracing::warn!("connections still open are closed");
     }
     snapshotter.close().await;
-    Ok(())
+    let left = layers.settle(SETTLE).await;
+    if left > 0 {
+        tracing::warn!(
+            left,
+            "reads are left unanswered, and this kernel does not repeat them"
+        );
+    }
+    let saved = tokio::task::spawn_blocking(move || layers.save_profiles()).await;
+    saved.map_err(|error| Error::Setup(io::Error::other(error)))
+}
+
+/// Serves what a predecessor left, before anything that can be slow: containers wait for it.
+async fn take_over(root: &Path, layers: &Arc<LiveLayers>) {
+    let (root, here) = (root.to_owned(), Arc::clone(layers));
+    let found = tokio::task::spawn_blocking(move || {
+        snapshotter::lazy_layers(&root, |target| here.is_handed_over(target))
+    });
+    let found = futures::stream::iter(found.await.unwrap_or_default());
+    let taken =
+        found.map(|(target, record)| async move { layers.take_over(&record, &target).await });
+    let taken = taken
+        .buffer_unordered(AT_ONCE)
+        .filter(|taken| std::future::ready(*taken));
+    let count = taken.count().await;
+    if count > 0 {
+        tracing::info!(count, "layers taken over from the server before");
+    }
 }
 
 /// Tells the store that this server lives, as long as that is so: the runtime runs this, and every FUSE
@@ -152,6 +202,20 @@ async fn give_signs_of_life(held: Arc<Held>, layers: Arc<LiveLayers>) {
     }
 }
 
+/// Keeps a line for people with the store: `crfs status` and `systemctl status` show it.
+async fn tell_health(held: Arc<Held>, layers: Arc<LiveLayers>) {
+    let mut told = None;
+    loop {
+        let health = layers.health();
+        if told != Some(health) {
+            told = Some(health);
+            // A keeper that is just dead gets the next one.
+            let _ = held.status(&health.to_string());
+        }
+        tokio::time::sleep(HEALTH).await;
+    }
+}
+
 /// What cannot be derived of the mounts, from a predecessor if there was one. A table that cannot be read
 /// costs the mounts, not the start.
 fn state(held: &Held) -> Result<State, keeper::Error> {
@@ -163,24 +227,68 @@ fn state(held: &Held) -> Result<State, keeper::Error> {
 }
 
 /// The lazy layers of a node, with what they need, in the folder `root`.
-fn layers(config: &Config, root: &Path, held: Arc<Held>) -> Result<Arc<LiveLayers>, Error> {
+fn layers(
+    config: &Config,
+    root: &Path,
+    client: registry::Client,
+    held: Arc<Held>,
+) -> Result<Arc<LiveLayers>, Error> {
     let cache = Arc::new(Cache::open(&root.join("cache"), &config.cache)?);
     let parts = Parts {
         indexes: root.join("indexes"),
-        client: client(config),
+        client,
         fetcher: Fetcher::new(cache, config.fetch.clone(), Handle::current()),
         mounter: Arc::new(overlay::System),
         state: Arc::new(state(&held)?),
         held,
         serve: config.fuse.options(Handle::current()),
         config: config.layers.clone(),
+        profiles: Folder::new(root),
+        profile: config.profile.clone(),
     };
     LiveLayers::new(parts).map_err(Error::Setup)
 }
 
-fn client(config: &Config) -> registry::Client {
-    let credentials = DockerConfig::new(&config.registry);
-    registry::Client::new(config.registry.clone(), Arc::new(credentials))
+/// A client with all the credentials of this node: the surest and fastest sources first, as a later
+/// one is asked only when what the earlier ones have is refused.
+fn client(config: &Config, pulled: Option<&Pulled>) -> registry::Client {
+    let mut sources: Vec<Arc<dyn Credentials>> = Vec::new();
+    sources.extend(pulled.map(|pulled| Arc::new(pulled.clone()) as _));
+    sources.push(Arc::new(DockerConfig::new(&config.registry)));
+    sources.extend(Providers::new(&config.credentials).map(|source| Arc::new(source) as _));
+    sources.extend(PullSecrets::new(&config.credentials).map(|source| Arc::new(source) as _));
+    registry::Client::new(config.registry.clone(), Arc::new(Chain(sources)))
+}
+
+/// The CRI proxy, if there is one.
+struct Proxy {
+    tasks: TaskTracker,
+    end: CancellationToken,
+}
+
+impl Proxy {
+    fn start(config: &cri::Config, pulled: Pulled) -> Result<Self, Error> {
+        let (tasks, end) = (TaskTracker::new(), CancellationToken::new());
+        if let Some(path) = &config.listen {
+            let listener = service::socket::bind(path)?;
+            listener.set_nonblocking(true).map_err(Error::Setup)?;
+            let listener = UnixListener::from_std(listener).map_err(Error::Setup)?;
+            tracing::info!(listen = %path.display(), containerd = %config.containerd.display(), "passing the CRI on");
+            tasks.spawn(cri::serve(
+                listener,
+                config.containerd.clone(),
+                pulled,
+                end.clone(),
+            ));
+        }
+        tasks.close();
+        Ok(Self { tasks, end })
+    }
+
+    async fn end(self) {
+        self.end.cancel();
+        self.tasks.wait().await;
+    }
 }
 
 /// Threads for gRPC and HTTP. Serving cached reads and decoding have threads of their own.

@@ -293,7 +293,8 @@ fn read_init(device: BorrowedFd<'_>) -> Result<Vec<u8>, Error> {
     }
 }
 
-fn readable(device: BorrowedFd<'_>, wait: Duration) -> Result<bool, Error> {
+/// Whether a request can be read within `wait`.
+pub(super) fn readable(device: BorrowedFd<'_>, wait: Duration) -> Result<bool, Error> {
     let io = |source| Error::Io {
         doing: "poll",
         source,

@@ -18,10 +18,16 @@ pub struct Config {
     /// FUSE threads of each mount, at least 1. One answers all cached reads of a mount; a second
     /// helps where several readers of one layer run on several cores, and costs memory per mount.
     pub threads: NonZeroUsize,
+    /// Whether the kernel may read large cached files by itself (passthrough), on layers whose
+    /// files are large. A second overlay inside of a container then finds no room on such layers:
+    /// the kernel stacks file systems two deep.
+    pub passthrough: bool,
     /// For diagnosis only: how long the kernel remembers names and attributes. `0s` is for ever,
     /// which is right, as a layer never changes.
     #[serde(with = "humantime_serde")]
     pub entry_timeout: Duration,
+    /// For diagnosis only: `false` does without `FUSE_NOTIFY_RESEND`, as kernels before 6.9 do.
+    pub resend: bool,
 }
 
 impl Default for Config {
@@ -29,7 +35,9 @@ impl Default for Config {
         Self {
             read_deadline: Duration::from_secs(60),
             threads: NonZeroUsize::MIN,
+            passthrough: true,
             entry_timeout: Duration::ZERO,
+            resend: true,
         }
     }
 }
@@ -42,6 +50,10 @@ impl Config {
             threads: self.threads,
             entry_timeout: Some(self.entry_timeout).filter(|timeout| !timeout.is_zero()),
             read_deadline: self.read_deadline,
+            passthrough: self.passthrough,
+            // Whoever mounts a layer knows when it is complete.
+            read_ahead: None,
+            resend: self.resend,
             ..ServeOptions::new(runtime)
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! Locking: none; the numbers are each right, not all of one moment.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use fuser::Errno;
 use tracing::warn;
@@ -15,11 +16,15 @@ use crate::oci::Digest;
 pub struct Counters {
     hits: AtomicU64,
     misses: AtomicU64,
+    passed: AtomicU64,
     failures: AtomicU64,
     deadlines: AtomicU64,
     panics: AtomicU64,
     begun: AtomicU64,
     ended: AtomicU64,
+    fetching: AtomicU64,
+    parting: AtomicBool,
+    parked: AtomicUsize,
 }
 
 /// How far a mount's FUSE threads are.
@@ -27,13 +32,39 @@ pub struct Counters {
 pub struct Turns {
     begun: u64,
     ended: u64,
+    /// Whether requests lie in the kernel's queue.
+    queued: bool,
 }
 
 impl Turns {
-    /// Whether a thread was at a request `before`, and no thread has ended any since.
+    /// Whether nothing has moved since `before` although there was something to do: a thread was at a
+    /// request and still is, or requests lay in the queue and still do.
     #[must_use]
     pub fn is_stuck_since(&self, before: Option<&Self>) -> bool {
-        self.begun > self.ended && before == Some(self)
+        let still = |before: &Self| (before.begun, before.ended) == (self.begun, self.ended);
+        before.is_some_and(|before| {
+            still(before) && (self.begun > self.ended || self.queued && before.queued)
+        })
+    }
+}
+
+/// A read that waits for the network, until it is dropped.
+pub(super) struct Fetching(Arc<Counters>);
+
+impl Fetching {
+    pub(super) fn new(counters: &Arc<Counters>) -> Self {
+        counters.fetching.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(counters))
+    }
+}
+
+impl Drop for Fetching {
+    fn drop(&mut self) {
+        // The reply, dropped as well, answers EIO.
+        if std::thread::panicking() {
+            self.0.panic();
+        }
+        self.0.fetching.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -44,6 +75,8 @@ pub struct Counts {
     pub hits: u64,
     /// Reads that had to fetch.
     pub misses: u64,
+    /// Opens of files that the kernel then read by itself.
+    pub passed: u64,
     /// Requests answered with an error that means something is wrong; deadlines and panics too.
     pub failures: u64,
     /// Reads given up after the deadline.
@@ -59,18 +92,49 @@ impl Counters {
         Counts {
             hits: get(&self.hits),
             misses: get(&self.misses),
+            passed: get(&self.passed),
             failures: get(&self.failures),
             deadlines: get(&self.deadlines),
             panics: get(&self.panics),
         }
     }
 
-    /// How far the threads are.
-    pub fn turns(&self) -> Turns {
+    /// How far the threads are; `queued` is what the device says.
+    pub fn turns(&self, queued: bool) -> Turns {
         // In this order a request that ends in between looks like one that goes on, not the reverse.
         let ended = self.ended.load(Ordering::SeqCst);
         let begun = self.begun.load(Ordering::SeqCst);
-        Turns { begun, ended }
+        Turns {
+            begun,
+            ended,
+            queued,
+        }
+    }
+
+    /// From now on a thread that has answered reads no further request.
+    pub(super) fn part(&self) {
+        self.parting.store(true, Ordering::SeqCst);
+    }
+
+    /// Stops the calling thread for ever if this process is about to end. To be called between two
+    /// requests.
+    pub(super) fn park(&self) {
+        if self.parting.load(Ordering::SeqCst) {
+            self.parked.fetch_add(1, Ordering::SeqCst);
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+
+    /// Threads that read no further request.
+    pub(super) fn parked(&self) -> usize {
+        self.parked.load(Ordering::SeqCst)
+    }
+
+    /// Reads that wait for the network.
+    pub(super) fn fetching(&self) -> u64 {
+        self.fetching.load(Ordering::SeqCst)
     }
 
     pub(super) fn begin(&self) {
@@ -87,6 +151,10 @@ impl Counters {
 
     pub(super) fn miss(&self) {
         self.misses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn pass_through(&self) {
+        self.passed.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn panic(&self) {
@@ -124,21 +192,31 @@ mod tests {
     #[test]
     fn a_thread_is_stuck_that_is_at_the_same_request_twice() {
         let counters = Counters::default();
+        let turns = || counters.turns(false);
         counters.begin();
-        let first = counters.turns();
+        let first = turns();
         assert!(!first.is_stuck_since(None), "it may have just begun");
-        assert!(counters.turns().is_stuck_since(Some(&first)));
+        assert!(turns().is_stuck_since(Some(&first)));
         counters.end();
-        let idle = counters.turns();
+        let idle = turns();
         assert!(!idle.is_stuck_since(Some(&first)));
-        assert!(
-            !counters.turns().is_stuck_since(Some(&idle)),
-            "nothing to do"
-        );
+        assert!(!turns().is_stuck_since(Some(&idle)), "nothing to do");
         counters.begin();
+        assert!(!turns().is_stuck_since(Some(&first)), "another request");
+    }
+
+    #[test]
+    fn a_queue_is_stuck_that_nobody_reads() {
+        let counters = Counters::default();
+        let queued = counters.turns(true);
+        assert!(!queued.is_stuck_since(Some(&counters.turns(false))));
+        assert!(counters.turns(true).is_stuck_since(Some(&queued)));
+        assert!(!counters.turns(false).is_stuck_since(Some(&queued)));
+        counters.begin();
+        counters.end();
         assert!(
-            !counters.turns().is_stuck_since(Some(&first)),
-            "another request"
+            !counters.turns(true).is_stuck_since(Some(&queued)),
+            "served"
         );
     }
 }

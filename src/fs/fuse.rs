@@ -7,7 +7,8 @@
 //!   application.
 //! - A panic costs its request an `EIO`, never the thread: the reply object answers when it is
 //!   dropped.
-//! - FORGET needs no answer and changes nothing; no handle carries state.
+//! - FORGET needs no answer and changes nothing; no handle carries state but those of large files,
+//!   see [`super::opens`].
 //!
 //! What is answered `ENOSYS` the kernel never asks again on this mount (`fs/fuse/file.c`,
 //! `dir.c`, `xattr.c`): OPEN where that is safe, OPENDIR and FLUSH always, and the extended
@@ -29,7 +30,9 @@ use tokio::runtime::Handle;
 use tracing::warn;
 
 use crate::fs::attr::{absent, attributes, file_type};
-use crate::fs::counters::Counters;
+use crate::fs::counters::{Counters, Fetching};
+use crate::fs::failed::Failed;
+use crate::fs::opens::Opens;
 use crate::fs::{Error, Ino, LayerFs, Reading};
 
 /// Node ids are never used for anything else, so one generation is enough.
@@ -60,9 +63,14 @@ pub struct Adapter {
     /// How long the kernel may remember names, attributes and absences.
     pub(super) ttl: Duration,
     pub(super) read_deadline: Duration,
+    pub(super) failed: Arc<Failed>,
     /// Whether OPEN is to be answered `ENOSYS`; cleared where the kernel does not take that.
     pub(super) skip_open: bool,
     pub(super) skip_opendir: bool,
+    /// Whether complete files are to be read by the kernel itself; cleared where it cannot.
+    pub(super) pass_through: bool,
+    /// Open files, counted where OPEN is answered.
+    pub(super) opens: Opens,
 }
 
 impl Adapter {
@@ -78,6 +86,7 @@ impl Adapter {
             let layer = self.fs.index().blob();
             warn!(%layer, request, ino = ino.0, "a callback panicked, its request got EIO");
         }
+        self.counters.park();
     }
 
     /// What the kernel is told of an error, which is counted and logged if it is a failure.
@@ -87,6 +96,10 @@ impl Adapter {
     }
 
     fn read_reply(&self, ino: INodeNo, offset: u64, size: u32, reply: ReplyData) {
+        if let Some(errno) = self.failed.recall(ino.0, offset) {
+            reply.error(errno);
+            return;
+        }
         match self.fs.read(Ino(ino.0), offset, size) {
             Ok(Reading::Ready(bytes)) => {
                 self.counters.hit();
@@ -95,16 +108,20 @@ impl Adapter {
             Ok(Reading::Waiting(bytes)) => {
                 self.counters.miss();
                 let (fs, counters) = (Arc::clone(&self.fs), Arc::clone(&self.counters));
-                let deadline = self.read_deadline;
+                let (deadline, failed) = (self.read_deadline, Arc::clone(&self.failed));
+                let fetching = Fetching::new(&self.counters);
                 self.runtime.spawn(async move {
                     let bytes = tokio::time::timeout(deadline, bytes).await;
                     match bytes.unwrap_or(Err(Error::Deadline(deadline))) {
                         Ok(bytes) => reply.data(&bytes),
                         Err(error) => {
                             let layer = fs.index().blob();
-                            reply.error(counters.refuse(layer, "read", ino.0, &error));
+                            let errno = counters.refuse(layer, "read", ino.0, &error);
+                            failed.note(ino.0, offset, size, errno);
+                            reply.error(errno);
                         }
                     }
+                    drop(fetching);
                 });
             }
             Err(error) => reply.error(self.refuse("read", ino, &error)),
@@ -138,7 +155,18 @@ impl fuser::Filesystem for Adapter {
         let _ = config.add_capabilities(wanted & can);
         let _ = config.set_max_write(MAX_REQUEST);
         let _ = config.set_max_background(MAX_BACKGROUND);
-        self.skip_open &= can.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
+        self.pass_through &= can.contains(InitFlags::FUSE_PASSTHROUGH);
+        if self.pass_through {
+            // Depth 1: the files passed through lie on no stacked file system, and an overlay can
+            // lie on this one.
+            let _ = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH);
+            let _ = config.set_max_stack_depth(1);
+        }
+        // Once it is answered so the kernel sends no RELEASE either: not while a predecessor's files
+        // are open.
+        self.skip_open &= can.contains(InitFlags::FUSE_NO_OPEN_SUPPORT)
+            && !self.pass_through
+            && self.opens.is_empty();
         self.skip_opendir = can.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         Ok(())
     }
@@ -170,13 +198,39 @@ impl fuser::Filesystem for Adapter {
         });
     }
 
-    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         if self.skip_open {
-            reply.error(Errno::ENOSYS);
-        } else {
-            let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
-            reply.opened(FileHandle(0), flags);
+            return reply.error(Errno::ENOSYS);
         }
+        self.guard("open", ino, || {
+            match self
+                .opens
+                .open(&self.fs, Ino(ino.0), request.unique().0, reply)
+            {
+                Ok(true) => self.counters.pass_through(),
+                Ok(false) => {}
+                Err(error) => {
+                    let layer = self.fs.index().blob();
+                    warn!(%layer, ino = ino.0, %error, "an open was not recorded, it got EIO");
+                }
+            }
+        });
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.guard("release", ino, || {
+            self.opens.release(handle.0);
+            reply.ok();
+        });
     }
 
     fn read(

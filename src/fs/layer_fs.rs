@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
-use crate::blob::{ChunkId, ReadAt, ReadError};
+use crate::blob::{ChunkId, ReadAt, ReadError, WholeFile};
 use crate::fs::buffers::Buffer;
 use crate::fs::error::Error;
 use crate::fs::index::{Index, Ino, Inode, Kind, MAX_NAME, Part};
@@ -203,6 +203,12 @@ impl LayerFs {
             inodes: u64::from(self.index.summary().inodes),
             block: BLOCK,
         }
+    }
+
+    /// The file with these chunks as a file of the host, if it is complete and verified.
+    #[must_use]
+    pub fn whole_file(&self, chunks: &Range<u32>) -> Option<WholeFile> {
+        self.content.whole_file(chunks)
     }
 
     /// Reads at most `len` bytes from `offset` of a file: all of them, or up to its end.

@@ -15,11 +15,13 @@ mod config;
 mod counters;
 mod errno;
 mod error;
+mod failed;
 mod fuse;
 pub mod index;
 pub mod kept;
 mod layer_fs;
 mod memory;
+mod opens;
 mod serve;
 mod unlisted;
 
@@ -29,7 +31,8 @@ pub use counters::{Counters, Counts, Turns};
 pub use error::Error;
 pub use index::{Index, Ino, Inode, Kind};
 pub use layer_fs::{Item, LayerFs, Reading, Statfs};
-pub use serve::{OpenMode, ServeError, ServeOptions, Served, serve};
+pub use memory::settle as settle_memory;
+pub use serve::{OpenMode, ServeError, ServeOptions, Served, serve, set_read_ahead};
 pub use unlisted::{Below, Unlisted, unlisted};
 
 #[cfg(test)]

@@ -9,8 +9,8 @@
 
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd as _;
-use std::path::PathBuf;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -22,13 +22,19 @@ use tracing::{info, warn};
 
 use crate::fs::counters::{Counters, Counts, Turns};
 use crate::fs::fuse::Adapter;
+use crate::fs::index::Summary;
 use crate::fs::kept::{self, Device};
+use crate::fs::opens::Opens;
 use crate::fs::{LayerFs, adopt, memory};
 use crate::overlay::DeviceId;
 
 /// How long the kernel may remember what it was told of a layer, which never changes: beyond any
 /// machine's uptime, and far from overflowing the kernel's jiffies.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+/// Mean size of a layer's files, in bytes, from which on it pays to answer OPEN in order to pass
+/// files through: an OPEN costs about 70 us, READ some 0.15 ns a byte more than the host's disk,
+/// and each file is taken to be opened and read once.
+const LARGE_MEAN: u64 = 512 << 10;
 /// Stack of the thread that waits for fuser's.
 const WAITER_STACK: usize = 256 << 10;
 
@@ -45,6 +51,11 @@ pub struct ServeOptions {
     pub read_deadline: Duration,
     /// Whether files are opened by a request.
     pub open: OpenMode,
+    /// Whether the kernel may read complete large files by itself, on mounts where that pays.
+    pub passthrough: bool,
+    /// Whether the kernel is asked to repeat what a predecessor left unanswered. `false` behaves as on a
+    /// kernel before 6.9, which cannot.
+    pub resend: bool,
     /// The kernel's read-ahead on this mount in bytes, and with it the size of requests; `None`
     /// leaves the kernel's 128 KiB.
     pub read_ahead: Option<u32>,
@@ -86,6 +97,9 @@ pub enum ServeError {
 #[derive(Debug)]
 pub struct Served {
     device: DeviceId,
+    fd: Arc<OwnedFd>,
+    threads: usize,
+    resend: bool,
     counters: Arc<Counters>,
     ended: watch::Receiver<bool>,
     thread: JoinHandle<io::Result<()>>,
@@ -102,8 +116,19 @@ impl ServeOptions {
             entry_timeout: None,
             read_deadline: Duration::from_secs(60),
             open: OpenMode::of_this_kernel(),
+            passthrough: true,
+            resend: true,
             read_ahead: Some(1 << 20),
         }
+    }
+
+    /// Whether complete files of such a layer are passed through to the kernel. That takes a
+    /// request for each open, so it pays where files are large ([`LARGE_MEAN`]), or where OPEN has
+    /// to be answered anyway.
+    #[must_use]
+    pub fn passes_through(&self, layer: &Summary) -> bool {
+        let mean = layer.content.checked_div(layer.files.into()).unwrap_or(0);
+        self.passthrough && (self.open == OpenMode::Answer || mean >= LARGE_MEAN)
     }
 }
 
@@ -152,7 +177,42 @@ impl Served {
     /// How far its threads are.
     #[must_use]
     pub fn turns(&self) -> Turns {
-        self.counters.turns()
+        // A mount that is gone has no queue.
+        let queued = adopt::readable(self.fd.as_fd(), Duration::ZERO).unwrap_or(false);
+        self.counters.turns(queued)
+    }
+
+    /// Lets every thread stop once it has answered what it has read: for the end of the process. With RESEND
+    /// the successor gets what is unanswered, so nothing is done.
+    ///
+    /// A thread that waits for a request would take one more at any moment. So each gets a `statfs` of
+    /// `target`, where the mount is, and stops after it; one that comes too late stays in the queue, and goes
+    /// with this process.
+    pub fn part(&self, target: &Path) {
+        if self.resend || self.is_over() {
+            return;
+        }
+        self.counters.part();
+        for _ in 0..self.threads {
+            let target = target.to_owned();
+            let ask = thread::Builder::new()
+                .stack_size(WAITER_STACK)
+                .spawn(move || drop(rustix::fs::statvfs(&target)));
+            if let Err(error) = ask {
+                warn!(device = %self.device, %error, "a fuse thread may be reading when this process ends");
+            }
+        }
+    }
+
+    /// After [`Self::part`]: threads that did not stop yet and reads that wait for the network. What lies in
+    /// the kernel's queue is the successor's.
+    #[must_use]
+    pub fn unsettled(&self) -> u64 {
+        if self.resend || self.is_over() {
+            return 0;
+        }
+        let running = self.threads.saturating_sub(self.counters.parked());
+        self.counters.fetching() + u64::try_from(running).unwrap_or(u64::MAX)
     }
 
     /// Whether it is over: the file system was unmounted and nobody uses it, or serving failed.
@@ -175,15 +235,6 @@ impl Served {
         let panicked = |_| Err(io::Error::other("the fuse thread panicked"));
         self.thread.join().unwrap_or_else(panicked)
     }
-
-    /// Sets the kernel's read-ahead on this mount: small while every byte must be fetched, large
-    /// when all of it is here.
-    ///
-    /// # Errors
-    /// The file in `/sys` could not be written.
-    pub fn set_read_ahead(&self, bytes: u32) -> io::Result<()> {
-        set_read_ahead(self.device, bytes)
-    }
 }
 
 /// Serves a mount, fresh or taken over, on threads of its own until it is unmounted. Returns when the
@@ -200,11 +251,14 @@ pub fn serve(
     let layer = *fs.index().blob();
     let counters = Arc::new(Counters::default());
     let adapter = Adapter {
+        pass_through: options.passes_through(&fs.index().summary()),
+        opens: Opens::new(device, &fs),
         fs,
         runtime: options.runtime.clone(),
         counters: Arc::clone(&counters),
         ttl: options.entry_timeout.unwrap_or(FOREVER),
         read_deadline: options.read_deadline,
+        failed: Arc::default(),
         skip_open: options.open == OpenMode::Skip,
         skip_opendir: false,
     };
@@ -213,8 +267,8 @@ pub fn serve(
     // A connection may have several threads on one descriptor, never a cloned one: a successor
     // could not take over what was read from a clone.
     config.clone_fd = false;
-    let session = attach(adapter, device, config)?;
-    let device = device.id;
+    let (session, resend) = attach(adapter, device, config, options.resend)?;
+    let (device, fd) = (device.id, Arc::clone(&device.fd));
     if let Some(bytes) = options.read_ahead {
         // Only speed depends on it, and a container may see a read-only /sys.
         if let Err(error) = set_read_ahead(device, bytes) {
@@ -237,6 +291,9 @@ pub fn serve(
         .map_err(|source| ServeError::Thread { device, source })?;
     Ok(Served {
         device,
+        fd,
+        threads: options.threads.get(),
+        resend,
         counters,
         ended,
         thread,
@@ -247,11 +304,12 @@ fn attach(
     adapter: Adapter,
     device: &Device,
     config: Config,
-) -> Result<Session<Adapter>, ServeError> {
+    resend: bool,
+) -> Result<(Session<Adapter>, bool), ServeError> {
     let options = adopt::Options {
         acl: SessionACL::All,
         config,
-        resend: true,
+        resend,
     };
     let (id, taken_over) = (device.id, device.is_taken_over());
     let attached = kept::attach(
@@ -265,19 +323,26 @@ fn attach(
     if taken_over && !attached.resend {
         let waiting = adopt::waiting(id.minor).unwrap_or_default();
         if waiting > 0 {
+            let abort = format!("/sys/fs/fuse/connections/{}/abort", id.minor);
             warn!(device = %id, waiting, "this kernel (before 6.9) does not repeat the requests that the \
-                last server left unanswered: restart the containers that hang");
+                last server left unanswered: what waits for them cannot even be killed. Write 1 to {abort} and \
+                restart the containers of this layer");
         }
     }
     if attached.dropped != 0 {
         let flags = format!("{:#x}", attached.dropped);
         warn!(device = %id, flags, "the mount was set up by a server with more capabilities");
     }
-    Ok(attached.session)
+    Ok((attached.session, attached.resend))
 }
 
-/// The kernel starts every FUSE mount at 128 KiB, and sends no larger request than that.
-fn set_read_ahead(device: DeviceId, bytes: u32) -> io::Result<()> {
+/// Sets the kernel's read-ahead on a mount, in bytes, and with it the size of requests: small while
+/// every byte must be fetched, large when all of it is here. Files that are open keep what they
+/// have. The kernel starts every FUSE mount at 128 KiB.
+///
+/// # Errors
+/// The file in `/sys` could not be written.
+pub fn set_read_ahead(device: DeviceId, bytes: u32) -> io::Result<()> {
     let file = PathBuf::from(format!("/sys/class/bdi/{device}/read_ahead_kb"));
     std::fs::write(file, (bytes / 1024).to_string())
 }

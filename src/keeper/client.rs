@@ -15,7 +15,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFla
 use super::control::{MESSAGE_MAX, Program, Reply, Request};
 use super::process::{next_signal, signals};
 use super::protocol::wire;
-use super::{Error, Folder, KEEPER_NAME};
+use super::{Error, Folder, KEEPER_NAME, ROOT_VARIABLE};
 
 /// How long a keeper may take to appear.
 const APPEAR: Duration = Duration::from_secs(5);
@@ -70,8 +70,8 @@ impl Attach {
         let mut command = Command::new(&self.keeper);
         command
             .arg0(KEEPER_NAME)
-            .arg(self.folder.root())
             .env_clear()
+            .env(ROOT_VARIABLE, self.folder.root())
             .stdin(Stdio::null());
         // SAFETY: setsid, fork and _exit may be called between fork and exec. A session of its own
         // keeps the keeper from the signals of the terminal and of the front's process group.

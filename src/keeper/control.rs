@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
 
-use super::SERVER_VARIABLE;
+use super::ROOT_VARIABLE;
 use super::protocol::is_protocol_variable;
 
 /// Longest message, in bytes; below a socket's default buffer.
@@ -204,7 +204,7 @@ impl Program {
     ///
     /// Variables of the store's protocol are left out; each start gets its own.
     pub fn of_this_process() -> io::Result<Self> {
-        let ours = |name: &OsString| name == SERVER_VARIABLE || is_protocol_variable(name);
+        let ours = |name: &OsString| name == ROOT_VARIABLE || is_protocol_variable(name);
         Ok(Self {
             path: std::env::current_exe()?,
             folder: std::env::current_dir()?,

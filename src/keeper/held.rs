@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use super::client::{Attach, Connection};
 use super::control::{Program, Reply, Request};
 use super::protocol::{self, FdName, Identity, NAMES_MAX, Notify};
-use super::{Error, Folder, LISTEN, LOCK, SERVER_VARIABLE, STATE, State};
+use super::{Error, Folder, LISTEN, LOCK, ROOT_VARIABLE, STATE, State};
 
 /// Pause after a keeper that could not be started.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -38,9 +38,20 @@ pub struct Held {
 /// Whether this process was started by a store, systemd or ours: it is the server. If not, it is a
 /// front, or wants no store.
 pub fn is_server() -> bool {
-    ["NOTIFY_SOCKET", SERVER_VARIABLE]
+    ["NOTIFY_SOCKET", ROOT_VARIABLE]
         .iter()
         .any(|name| std::env::var_os(name).is_some())
+}
+
+/// Tells whoever started this server why it ends: the last words in `crfs status` and `systemctl status`.
+pub fn tell_failure(why: &str) {
+    let told = Notify::from_env().and_then(|store| match store {
+        Some(store) => store.status(&format!("failed: {}", why.replace('\n', " "))),
+        None => Ok(()),
+    });
+    if let Err(error) = told {
+        tracing::debug!(%error, "the store was not told why this server ends");
+    }
 }
 
 impl Held {
@@ -197,7 +208,7 @@ impl Held {
     /// Watches over our keeper from a thread of its own: when it dies, another one is started and gets
     /// everything. Does nothing under systemd. To be called once, early.
     pub fn guard(self: &Arc<Self>, keeper: &Path) -> Result<Option<JoinHandle<()>>, Error> {
-        let Some(root) = std::env::var_os(SERVER_VARIABLE) else {
+        let Some(root) = std::env::var_os(ROOT_VARIABLE) else {
             return Ok(None);
         };
         let mut attach = Attach::new(Path::new(&root)).map_err(Error::io("find the keeper"))?;

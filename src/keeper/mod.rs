@@ -27,7 +27,7 @@ mod state;
 pub use client::{Attach, front, is_there, let_go, state, stop, upgrade};
 pub use control::Program;
 pub use folder::Folder;
-pub use held::{Held, is_server};
+pub use held::{Held, is_server, tell_failure};
 pub use process::run_if_keeper;
 pub use state::{Mount, Open, OpenFile, Opened, Phase, State};
 
@@ -43,11 +43,12 @@ pub const STATE: &str = "state";
 /// and the server has it from its first moment to its last; it is in no store.
 pub const LOCK: &str = "lock";
 
-/// Set for a server that our keeper started: the root folder. Not set under systemd.
-pub const SERVER_VARIABLE: &str = "CRFS_KEEPER";
+/// The root folder, for the keeper and for a server that our keeper started. Not set under systemd.
+pub const ROOT_VARIABLE: &str = "CRFS_KEEPER";
 
-/// The keeper's name in `argv[0]` and for `ps`: how the one binary knows what it is. It does not
-/// contain the daemon's, so that killing the daemon by name spares what makes that harmless.
+/// The keeper's name in `argv[0]` and for `ps`: how the one binary knows what it is. The keeper's whole
+/// command line: the root folder is not in it, which often bears the daemon's name. So killing the
+/// daemon by name or by command line spares what makes that harmless.
 pub const KEEPER_NAME: &str = "fd-keeper";
 
 /// What can go wrong between the daemon and its keeper.

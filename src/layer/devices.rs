@@ -9,10 +9,12 @@
 //! neither is forgotten there too.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
@@ -25,10 +27,48 @@ use crate::overlay::{DeviceId, MountEntry, Mounter};
 /// What the source of a layer's mount begins with; its digest follows.
 const SOURCE: &str = "crfs:";
 
+/// What became of the mounts of lazy layers, for people and for metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Mounts served now.
+    pub mounts: u64,
+    /// Mounts taken over from a predecessor.
+    pub taken_over: u64,
+    /// Mounts that were found without a server and without a descriptor: whoever used them has to be
+    /// restarted.
+    pub lost: u64,
+    /// Requests answered with an error that means something is wrong, on the mounts served now.
+    pub failures: u64,
+    /// Reads of these given up after the deadline.
+    pub deadlines: u64,
+    /// Requests of these that panicked.
+    pub panics: u64,
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            mounts,
+            taken_over,
+            lost,
+            failures,
+            deadlines,
+            panics,
+        } = self;
+        write!(
+            f,
+            "{mounts} layers served, {taken_over} taken over, {lost} lost; requests: {failures} failed, \
+             {deadlines} over the deadline, {panics} panicked"
+        )
+    }
+}
+
 pub(super) struct Devices {
     mounter: Arc<dyn Mounter>,
     held: Arc<Held>,
     state: Arc<State>,
+    taken_over: AtomicU64,
+    lost: AtomicU64,
 }
 
 impl Devices {
@@ -38,6 +78,8 @@ impl Devices {
             mounter,
             held,
             state,
+            taken_over: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
         };
         if let Err(error) = devices.release_unclaimed() {
             tracing::warn!(%error, "descriptors of mounts that are gone may still be held");
@@ -53,9 +95,11 @@ impl Devices {
         if let Some(fd) = held.as_ref().filter(|fd| is_alive(fd))
             && let Some(id) = self.mounted(target)?
         {
+            self.taken_over.fetch_add(1, Ordering::Relaxed);
             return Ok(self.device(fd.clone(), id, name));
         }
         if self.close(target)? > 0 && held.is_none() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
             tracing::error!(
                 target = %target.display(),
                 "a mount has lost its server, and nobody kept its descriptor; it is mounted again for new \
@@ -71,6 +115,15 @@ impl Devices {
                 self.close(target)?;
                 Err(io::Error::other(error))
             }
+        }
+    }
+
+    /// What became of mounts so far; nothing about requests.
+    pub(super) fn health(&self) -> Health {
+        Health {
+            taken_over: self.taken_over.load(Ordering::Relaxed),
+            lost: self.lost.load(Ordering::Relaxed),
+            ..Health::default()
         }
     }
 

@@ -52,6 +52,11 @@ where
         }
     }
 
+    /// Begins anew for whoever comes next. Work under way goes on for those who wait for it.
+    pub(super) fn forget(&self, key: &K) {
+        self.flights.lock().remove(key);
+    }
+
     /// The outcome for `key`: of work under way, of work done before, or of `work`, started now.
     /// Must be called within a tokio runtime.
     pub(super) fn join<F>(&self, key: K, work: F) -> Outcome<V>
@@ -103,7 +108,10 @@ mod tests {
             Ok(0),
             "kept"
         );
-        assert_eq!(flights.join("other", work(runs, false)).await, Ok(1));
+        let other = flights.join("other", work(Arc::clone(&runs), false));
+        assert_eq!(other.await, Ok(1));
+        flights.forget(&"key");
+        assert_eq!(flights.join("key", work(runs, false)).await, Ok(2));
     }
 
     #[tokio::test]

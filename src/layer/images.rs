@@ -50,6 +50,18 @@ impl Images {
         })
     }
 
+    /// The layers that can be lazy, by what the manifest promises of them, lowest first.
+    pub(super) async fn lazy_layers(
+        &self,
+        labels: &LayerLabels,
+    ) -> Result<Vec<Descriptor>, NotLazy> {
+        let manifest = self.manifest(labels).await?;
+        let image = labels.image.with_digest(labels.manifest);
+        let all = manifest.layers.iter();
+        let lazy = all.filter(|layer| self.resolver.can_be_lazy(&image, layer));
+        Ok(lazy.cloned().collect())
+    }
+
     fn manifest(&self, labels: &LayerLabels) -> Outcome<Arc<Manifest>> {
         let image = labels.image.with_digest(labels.manifest);
         let key = (image.clone(), labels.manifest);

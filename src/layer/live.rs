@@ -1,24 +1,30 @@
 //! The layers mounted on this node.
 //!
 //! # Layout
-//! `<root>/indexes` (see [`super::resolve`]) and `<root>/cache` (see [`crate::blob`]). Each snapshot
+//! `<root>/indexes` (see [`super::resolve`]), `<root>/cache` (see [`crate::blob`]) and
+//! `<root>/profiles` (see [`super::profile`]). Each snapshot
 //! has a mount of its own, even where two snapshots are of the same layer: overlayfs refuses a
 //! stack that names one folder twice, and images do hold the same layer twice. What is expensive,
 //! the content and its fetching, is shared by all mounts of a layer.
 //!
 //! # Locking
-//! The map of mounts is locked to look up and change it, never across I/O. The snapshotter orders
+//! The map of mounts is locked to look up and change it, never across I/O, and before the maps of
+//! content. The snapshotter orders
 //! the calls that are about one target.
 //!
 //! # Crash behaviour
 //! Nothing here is state: mounts are taken over or made again ([`super::devices`]) from the snapshots'
 //! records.
 
+mod pulse;
+mod starts;
+
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -29,17 +35,27 @@ use crate::blob::{Blob, ReadAt as _};
 use crate::fs::{self, Below, Index, LayerFs, ServeOptions, Served, Turns, Unlisted};
 use crate::keeper::{Held, State};
 use crate::layer::devices::Devices;
+use crate::layer::flight::Flights;
 use crate::layer::images::Images;
+use crate::layer::profile::{self, Folder, Recorder};
 use crate::layer::resolve::Resolver;
+use crate::layer::start::Start;
 use crate::layer::sweep::{Kept, Stays, Sweeper};
 use crate::layer::{LayerRecord, LayerUsage, Layers, NotLazy};
 use crate::oci::{Descriptor, Digest, LayerLabels, MediaType, Reference, annotation};
 use crate::overlay::{DeviceId, Mounter};
-use crate::registry;
+use crate::registry::{self, Sources};
 
 /// The most folders that a lazy layer may put things into without listing them, where layers below
 /// have them: they are kept in its record.
 const MAX_UNLISTED: usize = 20_000;
+
+/// The kernel's read-ahead on the mounts of a layer all of which is here, in bytes: also its largest
+/// request.
+const COMPLETE_READ_AHEAD: u32 = 1 << 20;
+/// When it is first looked whether a layer is complete, and how rarely in the end.
+const FIRST_LOOK: Duration = Duration::from_millis(250);
+const LONGEST_LOOK: Duration = Duration::from_secs(10);
 
 /// What live layers are made of.
 pub struct Parts {
@@ -59,6 +75,10 @@ pub struct Parts {
     pub serve: ServeOptions,
     /// Which layers may be lazy.
     pub config: super::Config,
+    /// What starts have read.
+    pub profiles: Folder,
+    /// What is recorded, and what becomes of it.
+    pub profile: profile::Config,
 }
 
 struct Mount {
@@ -67,10 +87,13 @@ struct Mount {
     tree: Arc<LayerFs>,
     blob: Arc<Blob>,
     served: Served,
+    /// Whether anything has read it since it was mounted.
+    is_started: bool,
 }
 
 /// [`Layers`] on real registries and real mounts.
 pub struct LiveLayers {
+    me: Weak<Self>,
     parts: Parts,
     devices: Arc<Devices>,
     /// How far each mount's queue was when it was last looked at.
@@ -78,8 +101,14 @@ pub struct LiveLayers {
     resolver: Arc<Resolver>,
     images: Images,
     mounts: Mutex<HashMap<PathBuf, Mount>>,
-    /// Content by layer, shared by all mounts of it.
-    blobs: Mutex<HashMap<Digest, Weak<Blob>>>,
+    /// Content by layer, shared by all mounts of it, and where it may be had.
+    blobs: Mutex<HashMap<Digest, (Weak<Blob>, Sources)>>,
+    profiles: Arc<Folder>,
+    recorder: Recorder,
+    /// Images that are being pulled or started, by manifest.
+    starts: Flights<Digest, Arc<Start>>,
+    /// Content of layers that are not mounted yet.
+    early: Mutex<HashMap<Digest, Arc<Blob>>>,
     /// Held for reading from the opening of an index until its mount is in the map, for writing
     /// while indexes are swept: an index in use is never taken for one that is not.
     sweeping: tokio::sync::RwLock<()>,
@@ -100,15 +129,25 @@ impl LiveLayers {
     /// The folder cannot be made.
     pub fn new(parts: Parts) -> io::Result<Arc<Self>> {
         std::fs::create_dir_all(&parts.indexes)?;
-        let allowed = parts.config.allow_unverified.clone();
-        let resolver = Resolver::new(parts.client.clone(), parts.indexes.clone(), allowed);
+        let (client, indexes) = (parts.client.clone(), parts.indexes.clone());
+        let resolver = Resolver::new(client, indexes, &parts.config);
         let images = Images::new(parts.client.clone(), Arc::clone(&resolver));
+        let profiles = Arc::new(parts.profiles.clone());
+        if let Err(error) = profiles.sweep(parts.profile.keep) {
+            tracing::warn!(%error, "old profiles stay");
+        }
+        let recorder = Recorder::new(Arc::clone(&profiles), parts.profile.clone());
         let devices = Devices::new(
             Arc::clone(&parts.mounter),
             Arc::clone(&parts.held),
             Arc::clone(&parts.state),
         );
-        Ok(Arc::new(Self {
+        Ok(Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            profiles,
+            recorder,
+            starts: Flights::new(starts::KEEP),
+            early: Mutex::default(),
             parts,
             devices: Arc::new(devices),
             looked: Mutex::default(),
@@ -122,21 +161,20 @@ impl LiveLayers {
         }))
     }
 
-    /// Whether every mount has answered something since the last call, or has nothing to answer here:
-    /// no FUSE thread waits for the network, so one that is at the same request still is stuck.
-    pub fn are_moving(&self) -> bool {
-        let now: HashMap<_, _> = self
-            .mounts
-            .lock()
-            .values()
-            .map(|mount| (mount.served.device(), mount.served.turns()))
-            .collect();
-        let mut looked = self.looked.lock();
-        let is_stuck =
-            |(device, turns): (&DeviceId, &Turns)| turns.is_stuck_since(looked.get(device));
-        let moving = !now.iter().any(is_stuck);
-        *looked = now;
-        moving
+    /// Serves a mount that a predecessor left, if its index is on disk: nothing is fetched, so it is
+    /// fit for the first moments of a start. `false`: it is left to [`Layers::restore`].
+    pub async fn take_over(&self, record: &LayerRecord, target: &Path) -> bool {
+        match self.attach(record, target, None).await {
+            Ok(Attached::Mounted) => true,
+            Ok(Attached::NoIndex(error)) => {
+                tracing::warn!(layer = %record.layer, %error, "no usable index, not taken over yet");
+                false
+            }
+            Err(error) => {
+                tracing::warn!(layer = %record.layer, %error, "not taken over yet");
+                false
+            }
+        }
     }
 
     async fn mount_named(
@@ -146,57 +184,82 @@ impl LiveLayers {
     ) -> Result<LayerRecord, NotLazy> {
         let descriptor = self.images.descriptor(labels).await?;
         let image = labels.image.with_digest(labels.manifest);
-        let toc = self.resolver.resolve(&image, &descriptor).await?;
+        let resolved = self.resolver.resolve(&[image], &descriptor);
+        let (toc, start) = tokio::join!(resolved, self.start_of(labels));
+        let (toc, start) = (toc?, start.ok());
         let record = LayerRecord {
             image: labels.image.to_string(),
+            also: Vec::new(),
             manifest: labels.manifest,
             layer: labels.layer,
             size: descriptor.size,
             toc,
             unlisted: Vec::new(),
         };
-        self.mount_recorded(&record, target).await?;
+        self.mount_recorded(&record, target, start.as_ref()).await?;
         Ok(record)
     }
 
     /// Mounts a layer from its index; if that is damaged or gone (a sweep may have come between),
     /// it is made again.
-    async fn mount_recorded(&self, record: &LayerRecord, target: &Path) -> Result<(), NotLazy> {
-        let error = match self.attach(record, target).await? {
+    async fn mount_recorded(
+        &self,
+        record: &LayerRecord,
+        target: &Path,
+        start: Option<&Arc<Start>>,
+    ) -> Result<(), NotLazy> {
+        let error = match self.attach(record, target, start).await? {
             Attached::Mounted => return Ok(()),
             Attached::NoIndex(error) => error,
         };
         tracing::warn!(layer = %record.layer, %error, "no usable index, making it again");
-        let (image, descriptor) = described(record)?;
-        self.resolver.resolve(&image, &descriptor).await?;
-        match self.attach(record, target).await? {
+        let (images, descriptor) = self.described(record)?;
+        self.resolver.resolve(&images, &descriptor).await?;
+        match self.attach(record, target, start).await? {
             Attached::Mounted => Ok(()),
             Attached::NoIndex(error) => Err(local(error)),
         }
     }
 
     /// Mounts and serves a layer whose index is on disk. Nothing stays mounted if it fails.
-    async fn attach(&self, record: &LayerRecord, target: &Path) -> Result<Attached, NotLazy> {
+    async fn attach(
+        &self,
+        record: &LayerRecord,
+        target: &Path,
+        start: Option<&Arc<Start>>,
+    ) -> Result<Attached, NotLazy> {
         let _unswept = self.sweeping.read().await;
         let index = match Index::open(&self.index_of(record), &record.toc) {
             Ok(index) => Arc::new(index),
             Err(error) => return Ok(Attached::NoIndex(error)),
         };
         let blob = self.blob(record, &index)?;
+        if let Some(start) = start {
+            start.opened(record.layer, &index, &blob);
+        }
         let tree = Arc::new(LayerFs::new(Arc::clone(&index), Arc::clone(&blob) as _));
         if !record.unlisted.is_empty() {
             tree.set_unlisted(record.unlisted.clone());
         }
+        // Of a mount that is taken over the kernel has pages already.
+        let is_started = self.devices.is_handed_over(target);
         let served = self.serve(record, &tree, target).await?;
+        if start.is_none() {
+            blob.prefetch_landmark();
+        }
         blob.start();
+        tokio::spawn(read_ahead(Arc::downgrade(&blob), served.device()));
         let mount = Mount {
             record: record.clone(),
             index,
             tree,
             blob,
             served,
+            is_started,
         };
-        self.mounts.lock().insert(target.to_owned(), mount);
+        let mut mounts = self.mounts.lock();
+        mounts.insert(target.to_owned(), mount);
+        self.early.lock().remove(&record.layer);
         Ok(Attached::Mounted)
     }
 
@@ -242,25 +305,56 @@ impl LiveLayers {
         self.resolver.index_path(&record.layer, &record.toc)
     }
 
+    /// A record as the manifest described the layer, and the images that it is read as part of: enough
+    /// to read its blob.
+    fn described(&self, record: &LayerRecord) -> Result<(Vec<Reference>, Descriptor), NotLazy> {
+        let first: Reference = record.image.parse().map_err(local)?;
+        let mut images = record.images();
+        // What may be read unverified from one repository may not be from another.
+        let allowed = |image: &Reference| {
+            let name = format!("{}/{}", image.host(), image.repository());
+            self.parts.config.allow_unverified.contains(&name)
+        };
+        if allowed(&first) {
+            images.retain(allowed);
+        }
+        let annotations = [(annotation::TOC_DIGEST.to_owned(), record.toc.to_string())];
+        let descriptor = Descriptor {
+            media_type: MediaType::OciTarGzip,
+            digest: record.layer,
+            size: record.size,
+            annotations: annotations.into(),
+            platform: None,
+            extra: serde_json::Map::new(),
+        };
+        Ok((images, descriptor))
+    }
+
     /// The layer's content: the one that other mounts of it use, or a new one.
     fn blob(&self, record: &LayerRecord, index: &Arc<Index>) -> Result<Arc<Blob>, NotLazy> {
+        let (images, descriptor) = self.described(record)?;
         let mut blobs = self.blobs.lock();
-        blobs.retain(|_, blob| blob.strong_count() > 0);
-        if let Some(blob) = blobs.get(&record.layer).and_then(Weak::upgrade) {
+        blobs.retain(|_, (blob, _)| blob.strong_count() > 0);
+        if let Some((blob, sources)) = blobs.get(&record.layer)
+            && let Some(blob) = blob.upgrade()
+        {
+            for image in &images {
+                add(sources, image);
+            }
             return Ok(blob);
         }
-        let (image, descriptor) = described(record)?;
-        let source = self
-            .parts
-            .client
-            .blob(&image, descriptor.digest, descriptor.size);
-        let source = source.map_err(|error| NotLazy::Registry(error.to_string()))?;
+        let client = &self.parts.client;
+        let sources = Sources::new(client, &images, descriptor.digest, descriptor.size);
+        let sources = sources.map_err(|error| NotLazy::Registry(error.to_string()))?;
         let blob = Arc::new(Blob::new(
             &self.parts.fetcher,
-            source,
+            Arc::new(sources.clone()),
             Arc::clone(index) as _,
         ));
-        blobs.insert(record.layer, Arc::downgrade(&blob));
+        if self.parts.serve.passes_through(&index.summary()) {
+            blob.pass_through();
+        }
+        blobs.insert(record.layer, (Arc::downgrade(&blob), sources));
         Ok(blob)
     }
 }
@@ -268,6 +362,11 @@ impl LiveLayers {
 impl Layers for LiveLayers {
     fn announce(&self, labels: &LayerLabels) {
         self.images.announce(labels);
+        drop(self.start_of(labels));
+    }
+
+    fn starting(&self, stack: &[PathBuf]) {
+        self.started(stack);
     }
 
     fn mount<'a>(
@@ -311,6 +410,24 @@ impl Layers for LiveLayers {
         .boxed()
     }
 
+    fn add_source(&self, target: &Path, image: &Reference) {
+        let record = self
+            .mounts
+            .lock()
+            .get(target)
+            .map(|mount| mount.record.clone());
+        let Some(record) = record.and_then(|record| record.pulled_as(image)) else {
+            return;
+        };
+        let images = self.described(&record).map(|(images, _)| images);
+        let blobs = self.blobs.lock();
+        if let Some((_, sources)) = blobs.get(&record.layer) {
+            for image in images.iter().flatten() {
+                add(sources, image);
+            }
+        }
+    }
+
     fn restore<'a>(
         &'a self,
         record: &'a LayerRecord,
@@ -318,7 +435,7 @@ impl Layers for LiveLayers {
     ) -> BoxFuture<'a, Result<(), NotLazy>> {
         // What this process served there is gone, or it would not be called.
         drop(self.mounts.lock().remove(target));
-        self.mount_recorded(record, target).boxed()
+        self.mount_recorded(record, target, None).boxed()
     }
 
     fn is_handed_over(&self, target: &Path) -> bool {
@@ -339,6 +456,9 @@ impl Layers for LiveLayers {
 
     fn unmount<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, io::Result<()>> {
         let removed = self.mounts.lock().remove(target);
+        if let Some(mount) = &removed {
+            self.forget_start(&mount.record);
+        }
         self.unmounts.fetch_add(1, Ordering::Relaxed);
         let (devices, target) = (Arc::clone(&self.devices), target.to_owned());
         async move {
@@ -365,6 +485,12 @@ impl Layers for LiveLayers {
         async move {
             let sweep = self.sweeping.write().await;
             let (kept, resolver) = (self.kept(live), Arc::clone(&self.resolver));
+            let images: Vec<_> = kept.values().flat_map(Stays::images).collect();
+            self.parts.client.retain_credentials(&|host, repository| {
+                let of =
+                    |image: &Reference| image.host() == host && image.repository() == repository;
+                images.iter().any(of)
+            });
             let indexes = move || Sweeper::indexes(&resolver, &kept).map(|()| kept);
             let kept = tokio::task::spawn_blocking(indexes).await;
             let kept = kept.map_err(io::Error::other)??;
@@ -382,19 +508,30 @@ impl Layers for LiveLayers {
     }
 }
 
-/// A record as the manifest described the layer: enough to read its blob.
-fn described(record: &LayerRecord) -> Result<(Reference, Descriptor), NotLazy> {
-    let image: Reference = record.image.parse().map_err(local)?;
-    let annotations = [(annotation::TOC_DIGEST.to_owned(), record.toc.to_string())];
-    let descriptor = Descriptor {
-        media_type: MediaType::OciTarGzip,
-        digest: record.layer,
-        size: record.size,
-        annotations: annotations.into(),
-        platform: None,
-        extra: serde_json::Map::new(),
-    };
-    Ok((image.with_digest(record.manifest), descriptor))
+/// Lets the kernel read far ahead on a mount as soon as all of the layer is here. Before, a fault in
+/// a mapped file would fetch a megabyte for a page; after, requests of a megabyte are what makes
+/// reading fast.
+async fn read_ahead(blob: Weak<Blob>, device: DeviceId) {
+    let mut pause = FIRST_LOOK;
+    loop {
+        let Some(blob) = blob.upgrade() else { return };
+        if blob.is_complete() {
+            // Only speed depends on it, and a container may see a read-only /sys.
+            if let Err(error) = fs::set_read_ahead(device, COMPLETE_READ_AHEAD) {
+                tracing::warn!(%device, %error, "the mount's read-ahead could not be set");
+            }
+            return;
+        }
+        drop(blob);
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_LOOK);
+    }
+}
+
+fn add(sources: &Sources, image: &Reference) {
+    if let Err(error) = sources.add(image) {
+        tracing::warn!(%image, %error, "not a source of its layers");
+    }
 }
 
 fn local(error: impl std::fmt::Display) -> NotLazy {

@@ -7,7 +7,10 @@ mod devices;
 mod flight;
 mod images;
 mod live;
+pub mod profile;
 mod resolve;
+mod spool;
+mod start;
 mod sweep;
 
 use std::path::{Path, PathBuf};
@@ -16,19 +19,36 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+use crate::blob::ByteSize;
 use crate::fs::Unlisted;
-use crate::oci::{Digest, LayerLabels};
+use crate::oci::{Digest, LayerLabels, Reference};
+use crate::stargz::Limits;
 
-pub use devices::{is_layer, unmount};
+pub use devices::{Health, is_layer, unmount};
 pub use live::{LiveLayers, Parts};
 
+/// Most images that are kept of a layer beside the first.
+const MAX_ALSO: usize = 7;
+
 /// Section `[layers]` of the configuration.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Repositories (`host/name`) whose layers may be read lazily although nothing promises their
     /// content: legacy stargz, or eStargz without the TOC digest annotation. Default: none.
     pub allow_unverified: Vec<String>,
+    /// The longest table of contents of a layer, uncompressed, in bytes; above it a layer is not
+    /// lazy. A million files need about 310 MB. Default: 1 GiB.
+    pub max_toc: ByteSize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            allow_unverified: Vec::new(),
+            max_toc: ByteSize(Limits::default().toc_json),
+        }
+    }
 }
 
 /// What has to be known of a lazy layer to mount it again: after a restart, without a registry.
@@ -36,6 +56,10 @@ pub struct Config {
 pub struct LayerRecord {
     /// The image it was pulled as part of, as text (`host/name:tag`).
     pub image: String,
+    /// Other images that it was pulled as part of since, one of a repository: it is read as part of
+    /// one of them where it cannot be as part of `image`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<String>,
     /// The manifest that names the layer.
     pub manifest: Digest,
     /// The compressed blob.
@@ -48,6 +72,32 @@ pub struct LayerRecord {
     /// What the layers below it in this image say of folders that it does not list.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unlisted: Vec<Unlisted>,
+}
+
+impl LayerRecord {
+    /// The record with one more image that the layer was pulled as part of; `None` if that says
+    /// nothing new, or if there are enough.
+    #[must_use]
+    pub fn pulled_as(&self, image: &Reference) -> Option<Self> {
+        let known = self.images();
+        let is_known = known
+            .iter()
+            .any(|known| known.host() == image.host() && known.repository() == image.repository());
+        (!is_known && self.also.len() < MAX_ALSO).then(|| {
+            let mut record = self.clone();
+            record.also.push(image.to_string());
+            record
+        })
+    }
+
+    /// All images that it was pulled as part of, pinned to its manifest; the first one first.
+    fn images(&self) -> Vec<Reference> {
+        let all = std::iter::once(&self.image).chain(&self.also);
+        let parsed = all.filter_map(|text| text.parse::<Reference>().ok());
+        parsed
+            .map(|image| image.with_digest(self.manifest))
+            .collect()
+    }
 }
 
 /// Why a layer is not lazy. Each has a name (for metrics and `crfs why`) and a sentence.
@@ -137,6 +187,18 @@ pub trait Layers: Send + Sync {
     ) -> BoxFuture<'a, Result<Vec<Unlisted>, NotLazy>> {
         let _ = (target, below);
         std::future::ready(Ok(Vec::new())).boxed()
+    }
+
+    /// A container is about to start on the layers mounted at these folders, topmost first; folders
+    /// that are no layers' are passed over. Does not wait for anything.
+    fn starting(&self, stack: &[PathBuf]) {
+        let _ = stack;
+    }
+
+    /// The layer mounted at `target` was pulled as part of `image` too: it may be read as that, with
+    /// the credentials for that.
+    fn add_source(&self, target: &Path, image: &Reference) {
+        let _ = (target, image);
     }
 
     /// Mounts a layer again from its record; never needs the network if the index is there. If it

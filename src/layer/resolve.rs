@@ -8,31 +8,36 @@
 //! A crash leaves either no index of that name or a complete one; what else lies in the folder is
 //! temporary and swept at start.
 
-use std::io;
+use std::io::{self, Read as _};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt as _;
+use tokio::sync::Semaphore;
 
 use crate::fs::{Index, index};
-use crate::layer::NotLazy;
 use crate::layer::flight::{Flights, Outcome};
+use crate::layer::spool::{Spool, SpoolPart};
+use crate::layer::{Config, NotLazy};
 use crate::oci::{Descriptor, Digest, Reference, annotation};
-use crate::registry::{self, RangeSource};
-use crate::stargz::{Footer, Limits, Toc, inflate_toc};
+use crate::registry::{self, RangeSource, Sources};
+use crate::stargz::{Footer, Limits, Toc};
 
 /// The least that is read of a blob's end, in bytes: the TOC of a layer of a few hundred files.
 const MIN_TAIL: u64 = 64 << 10;
 /// The most that is read of a blob's end before its footer is known, in bytes.
 const MAX_TAIL: u64 = 1 << 20;
-/// The least and the most that is read of a blob's end on the word of the manifest, in bytes.
+/// The least that is read of a blob's end on the word of the manifest, in bytes.
 const MIN_HINTED: u64 = 4 << 10;
-const MAX_HINTED: u64 = 16 << 20;
-/// The longest TOC that is read, compressed, in bytes: it is held in memory until it is verified.
-const MAX_TOC: u64 = 64 << 20;
+/// A TOC compresses at least this well: its digests are hexadecimal, and its keys always the same.
+const RATIO: u64 = 2;
+/// How many TOCs are read at the same time: each takes up to 1 MiB until it is an index.
+const READERS: usize = 16;
+/// Compressed TOCs longer than this are worked on one at a time, in bytes: together, those of an
+/// image's layers would need several times the memory.
+const LARGE: u64 = 4 << 20;
 /// A TOC is rarely more than this part of its blob (layers of tiny files apart); reading so much
 /// of the end saves a round trip, and costs little where it is too much.
 const TAIL_SHARE: u64 = 64;
@@ -45,21 +50,26 @@ pub(super) struct Resolver {
     /// Repositories (`host/name`) whose layers may be read without digests.
     allow_unverified: Vec<String>,
     layers: Flights<Digest, Digest>,
+    /// Whose turn it is to be read: all layers of an image are announced at once.
+    readers: Semaphore,
+    /// Whose turn it is among large TOCs.
+    large: Semaphore,
 }
 
 impl Resolver {
-    pub(super) fn new(
-        client: registry::Client,
-        indexes: PathBuf,
-        allow_unverified: Vec<String>,
-    ) -> Arc<Self> {
+    pub(super) fn new(client: registry::Client, indexes: PathBuf, config: &Config) -> Arc<Self> {
         let layers = Flights::new(Duration::ZERO);
         Arc::new(Self {
             client,
             indexes,
-            limits: Limits::default(),
-            allow_unverified,
+            limits: Limits {
+                toc_json: config.max_toc.0,
+                ..Limits::default()
+            },
+            allow_unverified: config.allow_unverified.clone(),
             layers,
+            readers: Semaphore::new(READERS),
+            large: Semaphore::new(1),
         })
     }
 
@@ -70,23 +80,31 @@ impl Resolver {
 
     /// Starts on a layer, if it can be lazy at all, without waiting for it.
     pub(super) fn start(self: &Arc<Self>, image: &Reference, layer: &Descriptor) {
-        if self.promise(image, layer).is_ok() {
-            drop(self.resolve(image, layer));
+        if self.can_be_lazy(image, layer) {
+            drop(self.resolve(std::slice::from_ref(image), layer));
         }
     }
 
-    /// Sees to it that the layer's index is on disk; gives the digest of its TOC.
+    /// Whether the manifest promises what a lazy layer needs.
+    pub(super) fn can_be_lazy(&self, image: &Reference, layer: &Descriptor) -> bool {
+        self.promise(image, layer).is_ok()
+    }
+
+    /// Sees to it that the layer's index is on disk; gives the digest of its TOC. It is a layer of
+    /// all `images`; the first one counts where nothing promises its content.
     pub(super) fn resolve(
         self: &Arc<Self>,
-        image: &Reference,
+        images: &[Reference],
         layer: &Descriptor,
     ) -> Outcome<Digest> {
         let this = Arc::clone(self);
-        let (image, layer) = (image.clone(), layer.clone());
+        let (images, layer) = (images.to_vec(), layer.clone());
         self.layers.join(layer.digest, async move {
-            match this.promise(&image, &layer)? {
+            let none = || NotLazy::Local("a layer of no image".to_owned());
+            let image = images.first().ok_or_else(none)?;
+            match this.promise(image, &layer)? {
                 Promise::Digest(toc) if this.is_indexed(&layer.digest, &toc) => Ok(toc),
-                promise => this.fetch(&image, &layer, promise).await,
+                promise => this.fetch(&images, &layer, promise).await,
             }
         })
     }
@@ -127,13 +145,25 @@ impl Resolver {
 
     async fn fetch(
         &self,
-        image: &Reference,
+        images: &[Reference],
         layer: &Descriptor,
         promise: Promise,
     ) -> Result<Digest, NotLazy> {
-        let source = self.client.blob(image, layer.digest, layer.size);
+        let _reader = self.readers.acquire().await;
+        let source = Sources::new(&self.client, images, layer.digest, layer.size);
         let source = source.map_err(|error| NotLazy::Registry(error.to_string()))?;
-        let (data_end, member) = read_toc_member(source.as_ref(), hint(layer)).await?;
+        let most = self.limits.toc_json / RATIO;
+        let reading = Reading {
+            source: &source,
+            most,
+            folder: &self.indexes,
+        };
+        let (data_end, member) = reading.toc_member(hint(layer, most)).await?;
+        let large = member.range.end - member.range.start > LARGE;
+        let _turn = match large {
+            true => Some(self.large.acquire().await),
+            false => None,
+        };
         let work = Build {
             member,
             promise,
@@ -157,7 +187,7 @@ enum Promise {
 
 /// Inflating, verifying and indexing a TOC: CPU work, off the asynchronous threads.
 struct Build {
-    member: Bytes,
+    member: SpoolPart,
     promise: Promise,
     data_end: u64,
     limits: Limits,
@@ -168,72 +198,99 @@ struct Build {
 impl Build {
     fn run(self) -> Result<Digest, NotLazy> {
         let invalid = |error: crate::stargz::Error| NotLazy::Invalid(error.to_string());
-        let json = inflate_toc(&self.member, &self.limits).map_err(invalid)?;
-        let toc = match self.promise {
-            Promise::Digest(expected) => Toc::verify(json, &expected).map_err(invalid)?,
-            Promise::Nothing => Toc::unverified(json),
+        let promised = match &self.promise {
+            Promise::Digest(promised) => Some(promised),
+            Promise::Nothing => None,
         };
+        let toc = Toc::unpack(Box::new(self.member), promised, &self.limits).map_err(invalid)?;
         let digest = *toc.digest();
         let path = self
             .indexes
             .join(format!("{}-{}", self.layer.hex(), digest.hex()));
-        self.index(&toc, &path)?;
-        Ok(digest)
-    }
-
-    fn index(&self, toc: &Toc, path: &Path) -> Result<(), NotLazy> {
-        let built = index::build(toc, &self.limits, self.data_end, self.layer, path);
-        built.map_err(|error| match error {
+        let built = index::build(&toc, &self.limits, self.data_end, self.layer, &path);
+        built.map(|()| digest).map_err(|error| match error {
             index::Error::Toc(_) | index::Error::Tree { .. } => NotLazy::Invalid(error.to_string()),
             _ => NotLazy::Local(error.to_string()),
         })
     }
 }
 
-/// Where the TOC begins, by the word of whoever wrote the manifest. It saves a request where the TOC
-/// is longer than the usual guess; the footer decides.
-fn hint(layer: &Descriptor) -> Option<u64> {
+/// How much of the blob's end to read, by the word of whoever wrote the manifest: where the TOC
+/// begins. It saves a request where the TOC is longer than the usual guess; the footer decides.
+fn hint(layer: &Descriptor, most: u64) -> Option<u64> {
     let offset: u64 = layer
         .annotations
         .get(annotation::TOC_OFFSET)?
         .parse()
         .ok()?;
     let tail = layer.size.checked_sub(offset)?;
-    (tail <= MAX_HINTED).then_some(tail)
+    (tail <= most.saturating_add(Footer::MAX_LEN as u64)).then_some(tail)
 }
 
-/// Reads the end of the blob, finds the footer there and the TOC before it: one request, or two
-/// where the TOC is longer than was `hinted` or guessed.
-async fn read_toc_member(
-    source: &dyn RangeSource,
-    hinted: Option<u64>,
-) -> Result<(u64, Bytes), NotLazy> {
-    let size = source.size();
-    let usual = (size / TAIL_SHARE).clamp(MIN_TAIL, MAX_TAIL);
-    let guess = hinted.unwrap_or(usual).max(MIN_HINTED).min(size);
-    if size == 0 {
-        return Err(NotLazy::PlainGzip);
-    }
-    let tail_start = size - guess;
-    let tail = read_range(source, tail_start..size).await?;
-    let footer_at = tail.len().saturating_sub(Footer::MAX_LEN);
-    let footer = Footer::parse(tail.get(footer_at..).unwrap_or_default(), size)
-        .map_err(|error| NotLazy::Invalid(error.to_string()))?
-        .ok_or(NotLazy::PlainGzip)?;
-    let end = size - footer.len() as u64;
-    if end - footer.toc_offset > MAX_TOC {
+/// A blob whose TOC is to be read.
+struct Reading<'a> {
+    source: &'a dyn RangeSource,
+    /// The longest TOC that is read, compressed, in bytes.
+    most: u64,
+    /// For what is too long to be held in memory.
+    folder: &'a Path,
+}
+
+impl Reading<'_> {
+    /// Reads the end of the blob, finds the footer there and the TOC before it: one request, or two
+    /// where the TOC is longer than was `hinted` or guessed.
+    async fn toc_member(&self, hinted: Option<u64>) -> Result<(u64, SpoolPart), NotLazy> {
+        let size = self.source.size();
+        let usual = (size / TAIL_SHARE).clamp(MIN_TAIL, MAX_TAIL);
+        let guess = hinted.unwrap_or(usual).max(MIN_HINTED).min(size);
+        if size == 0 {
+            return Err(NotLazy::PlainGzip);
+        }
+        let tail_start = size - guess;
+        let tail = self.range(tail_start..size).await?;
+        let footer = footer(&tail, size)?;
+        let end = size - footer.len() as u64;
         let claimed = end - footer.toc_offset;
-        let why = format!("a TOC of {claimed} bytes, compressed; the limit is {MAX_TOC}");
-        return Err(NotLazy::Invalid(why));
+        if claimed > self.most {
+            let most = self.most;
+            let why = format!("a TOC of {claimed} bytes, compressed; the limit is {most}");
+            return Err(NotLazy::Invalid(why));
+        }
+        let tail_end = end - tail_start;
+        let (spool, range) = match footer.toc_offset.checked_sub(tail_start) {
+            Some(at) => (tail, at..tail_end),
+            None => {
+                let mut all = self.range(footer.toc_offset..tail_start).await?;
+                all.push_from(&tail, 0..tail_end).map_err(unspooled)?;
+                (all, 0..claimed)
+            }
+        };
+        Ok((footer.toc_offset, SpoolPart { spool, range }))
     }
-    let member = if footer.toc_offset >= tail_start {
-        slice(&tail, footer.toc_offset - tail_start, end - tail_start)
-    } else {
-        let mut member = BytesMut::from(read_range(source, footer.toc_offset..tail_start).await?);
-        member.extend_from_slice(&slice(&tail, 0, end - tail_start));
-        member.freeze()
-    };
-    Ok((footer.toc_offset, member))
+
+    async fn range(&self, range: Range<u64>) -> Result<Spool, NotLazy> {
+        let registry = |error: registry::Error| NotLazy::Registry(error.to_string());
+        let mut spool = Spool::new(self.folder.to_owned());
+        let mut stream = self.source.range(range).await.map_err(registry)?;
+        while let Some(piece) = stream.try_next().await.map_err(registry)? {
+            spool.push(&piece).map_err(unspooled)?;
+        }
+        Ok(spool)
+    }
+}
+
+fn footer(tail: &Spool, size: u64) -> Result<Footer, NotLazy> {
+    let mut last = Vec::with_capacity(Footer::MAX_LEN);
+    let start = tail.len().saturating_sub(Footer::MAX_LEN as u64);
+    let mut reader = tail.reader(start..tail.len());
+    reader.read_to_end(&mut last).map_err(unspooled)?;
+    Footer::parse(&last, size)
+        .map_err(|error| NotLazy::Invalid(error.to_string()))?
+        .ok_or(NotLazy::PlainGzip)
+}
+
+fn unspooled(error: io::Error) -> NotLazy {
+    NotLazy::Local(format!("a TOC on its way could not be kept: {error}"))
 }
 
 /// Whether a file has an index's name: two digests.
@@ -247,25 +304,6 @@ fn is_index(path: &Path) -> bool {
         .is_some_and(|(layer, toc)| hex(layer) && hex(toc))
 }
 
-fn slice(tail: &Bytes, from: u64, to: u64) -> Bytes {
-    let at = |offset: u64| {
-        usize::try_from(offset)
-            .unwrap_or(usize::MAX)
-            .min(tail.len())
-    };
-    tail.slice(at(from)..at(to))
-}
-
-async fn read_range(source: &dyn RangeSource, range: Range<u64>) -> Result<Bytes, NotLazy> {
-    let registry = |error: registry::Error| NotLazy::Registry(error.to_string());
-    let mut bytes = BytesMut::new();
-    let mut stream = source.range(range).await.map_err(registry)?;
-    while let Some(piece) = stream.try_next().await.map_err(registry)? {
-        bytes.extend_from_slice(&piece);
-    }
-    Ok(bytes.freeze())
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -273,6 +311,8 @@ mod tests {
     use futures::FutureExt as _;
     use futures::future::BoxFuture;
     use futures::stream::{self, StreamExt as _};
+
+    use bytes::Bytes;
 
     use super::*;
     use crate::oci::MediaType;
@@ -294,7 +334,7 @@ mod tests {
 
         fn range(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, registry::Error>> {
             self.requests.fetch_add(1, Ordering::SeqCst);
-            let piece = slice(&self.bytes, range.start, range.end);
+            let piece = self.bytes.slice(range.start as usize..range.end as usize);
             async move { Ok(stream::iter([Ok(piece)]).boxed()) }.boxed()
         }
     }
@@ -317,19 +357,39 @@ mod tests {
 
     #[tokio::test]
     async fn a_hint_saves_a_request_and_a_wrong_one_costs_one() {
-        let size = 200_000;
-        for (hinted, requests) in [
-            (None, 2),
-            (Some(size + 51), 1),
-            (Some(size + 20), 2),
-            (Some(0), 2),
-            (Some(u64::MAX), 1),
-        ] {
-            let blob = blob(200_000);
-            let (at, member) = read_toc_member(&blob, hinted).await.unwrap();
-            assert_eq!(at + 200_000 + 51, blob.size(), "{hinted:?}");
-            assert!(member.len() == 200_000 && member.iter().all(|byte| *byte == 2));
-            assert_eq!(blob.requests.into_inner(), requests, "{hinted:?}");
+        let folder = tempfile::tempdir().unwrap();
+        // One that is held in memory, and one that is not.
+        for size in [200_000, 3_000_000_u64] {
+            for (hinted, requests) in [
+                (None, 2),
+                (Some(size + 51), 1),
+                (Some(size + 20), 2),
+                (Some(0), 2),
+                (Some(u64::MAX), 1),
+            ] {
+                let blob = blob(size as usize);
+                let reading = Reading {
+                    source: &blob,
+                    most: size,
+                    folder: folder.path(),
+                };
+                let (at, part) = reading.toc_member(hinted).await.unwrap();
+                assert_eq!(at + size + 51, blob.size(), "{hinted:?}");
+                let mut member = Vec::new();
+                part.spool
+                    .reader(part.range)
+                    .read_to_end(&mut member)
+                    .unwrap();
+                assert!(member.len() as u64 == size && member.iter().all(|byte| *byte == 2));
+                let reading = Reading {
+                    most: size - 1,
+                    ..reading
+                };
+                let refused = reading.toc_member(hinted).await;
+                assert!(matches!(refused, Err(NotLazy::Invalid(_))), "{hinted:?}");
+                blob.requests.fetch_sub(1, Ordering::SeqCst);
+                assert_eq!(blob.requests.into_inner(), requests, "{hinted:?}");
+            }
         }
     }
 
@@ -352,9 +412,9 @@ mod tests {
                 platform: None,
                 extra: serde_json::Map::new(),
             };
-            assert_eq!(hint(&layer(1000)), tail, "{text}");
+            assert_eq!(hint(&layer(1000), 1 << 20), tail, "{text}");
             assert_eq!(
-                hint(&layer(u64::MAX)),
+                hint(&layer(u64::MAX), 1 << 20),
                 None,
                 "{text}: too much to read at once"
             );

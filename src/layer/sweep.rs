@@ -17,6 +17,7 @@ use crate::blob::{ChunkId, LayerMap as _};
 use crate::fs::Index;
 use crate::layer::LayerRecord;
 use crate::layer::resolve::Resolver;
+use crate::oci::Reference;
 
 /// The layers that stay, each once, by the path of its index.
 pub(super) type Kept = HashMap<PathBuf, Stays>;
@@ -31,6 +32,10 @@ pub(super) struct Stays {
 impl Stays {
     pub(super) const fn new(record: LayerRecord, index: Option<Arc<Index>>) -> Self {
         Self { record, index }
+    }
+
+    pub(super) fn images(&self) -> Vec<Reference> {
+        self.record.images()
     }
 }
 

@@ -19,7 +19,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use reqwest::Method;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use serde::Deserialize;
 use tokio::time::Instant;
 use url::{Url, form_urlencoded};
@@ -37,6 +37,8 @@ const MAX_TOKEN: u64 = 1 << 20;
 const USUAL_LIFE: Duration = Duration::from_secs(60);
 /// A token is renewed this long before it ends, or after nine tenths of a short life.
 const MARGIN: Duration = Duration::from_secs(10);
+/// Credentials that are tried for one grant.
+const MAX_CANDIDATES: usize = 10;
 /// Scopes remembered per host before unused ones are forgotten.
 const MAX_SLOTS: usize = 1024;
 
@@ -54,8 +56,8 @@ pub(super) struct Grant {
     header: HeaderValue,
     /// When it is to be renewed.
     stale: Option<Instant>,
-    /// Which of the credentials found it was granted for.
-    candidate: usize,
+    /// What it was granted for; `None` is nobody in particular.
+    credential: Option<Credential>,
     challenge: Challenge,
     /// Whether the registry ever accepted it.
     proven: AtomicBool,
@@ -81,6 +83,8 @@ struct Slot {
 struct State {
     grant: Option<Arc<Grant>>,
     failure: Option<Error>,
+    /// What was refused since a grant was last accepted; `None` is nobody in particular.
+    refused: Vec<Option<Credential>>,
 }
 
 /// A token service's answer (distribution spec, "Token Response Fields"; OAuth2 the same).
@@ -123,6 +127,11 @@ impl Grant {
     /// The registry accepted it.
     pub(super) fn prove(&self) {
         self.proven.store(true, Ordering::Relaxed);
+    }
+
+    /// What it answers.
+    pub(super) fn challenge(&self) -> Challenge {
+        self.challenge.clone()
     }
 
     fn is_stale(&self) -> bool {
@@ -179,14 +188,12 @@ impl Authorizer {
         {
             return Err(failure.clone());
         }
-        // A grant that never worked was for the wrong credential: go on with the next one.
-        let first = match rejected {
-            Some(old) if !old.proven.load(Ordering::Relaxed) && !old.is_stale() => {
-                old.candidate + 1
-            }
-            _ => 0,
-        };
-        let outcome = self.obtain(transport, scope, challenge, first).await;
+        if let Some(old) = &rejected {
+            self.reject(scope, old, &mut state.refused);
+        }
+        let outcome = self
+            .obtain(transport, scope, challenge, &mut state.refused)
+            .await;
         slot.attempts.fetch_add(1, Ordering::SeqCst);
         match outcome {
             Ok(grant) => {
@@ -208,49 +215,140 @@ impl Authorizer {
         self.credentials.place()
     }
 
+    /// Takes in that the registry does not accept `old` any more, or never did.
+    fn reject(&self, scope: &Scope, old: &Grant, refused: &mut Vec<Option<Credential>>) {
+        let is_proven = old.proven.load(Ordering::Relaxed);
+        if is_proven {
+            refused.clear();
+        }
+        if old.is_stale() {
+            return;
+        }
+        // A token that was good ends; what it was granted for may be good still. A password that
+        // was good and is refused has been changed, and its source may know the new one.
+        let shown = matches!(old.challenge, Challenge::Basic)
+            || matches!(old.credential, Some(Credential::AccessToken(_)));
+        if !is_proven || shown {
+            self.tell_refused(scope, old.credential.as_ref());
+        }
+        if !is_proven {
+            refused.push(old.credential.clone());
+        }
+    }
+
+    fn tell_refused(&self, scope: &Scope, credential: Option<&Credential>) {
+        if let Some(credential) = credential {
+            self.credentials
+                .refused(&self.name, &scope.repository, credential);
+        }
+    }
+
+    /// A grant for the first of the credentials found that is not `refused`. Sources that are told
+    /// of a refusal may know better, so they are asked twice. Last of all nobody: neither an
+    /// out-dated login nor a source that fails hides a public image.
     async fn obtain(
         &self,
         transport: &Transport,
         scope: &Scope,
         challenge: Challenge,
-        first: usize,
+        refused: &mut Vec<Option<Credential>>,
     ) -> Result<Arc<Grant>, Error> {
         let what: Arc<str> = format!("access to {}/{}", self.name, scope.repository).into();
-        let found = self.credentials.find(&self.name, &scope.repository).await?;
-        let none = Error::Unauthorized {
+        let (mut tried, mut failed) = (Vec::new(), None);
+        for _ in 0..2 {
+            let (host, repository) = (&self.name, &scope.repository);
+            let mut source = 0;
+            while let Some(found) = self.credentials.nth(source, host, repository) {
+                source += 1;
+                let found = found.await.unwrap_or_else(|error| {
+                    tracing::warn!(host, %error, "a source of credentials failed");
+                    failed = Some(error);
+                    Vec::new()
+                });
+                let granted = self
+                    .try_found(transport, scope, &challenge, found, refused, &mut tried)
+                    .await?;
+                if let Some(grant) = granted {
+                    return Ok(grant);
+                }
+            }
+            if tried.is_empty() {
+                break;
+            }
+        }
+        if !refused.contains(&None) {
+            match self.try_grant(transport, scope, &challenge, None).await {
+                Err(error) if error.is_unauthorized() => {}
+                other => return other,
+            }
+        }
+        // Who reads next starts anew: what was wrong may have been put right.
+        refused.clear();
+        tried.sort();
+        tried.dedup();
+        Err(failed.unwrap_or_else(|| Error::Unauthorized {
             what: Arc::clone(&what),
             host: self.name.clone(),
             status: 401,
-            hint: match found.is_empty() {
+            hint: match tried.is_empty() {
                 true => format!("no credentials for it in {}", self.place()),
-                false => format!("the credentials from {} were refused", places(&found)),
+                false => format!("the credentials from {} were refused", tried.join(", ")),
             },
-        };
-        // Last of all nobody: an out-dated login does not hide a public image.
-        let mut candidates: Vec<Option<&Found>> = found.iter().map(Some).collect();
-        candidates.push(None);
-        for (candidate, found) in candidates.into_iter().enumerate().skip(first) {
-            let credential = found.map(|found| &found.credential);
-            let granted = self
-                .grant(transport, scope, &challenge, credential, &what)
-                .await;
-            match granted {
-                Ok((header, life)) => {
-                    return Ok(Arc::new(Grant {
-                        header,
-                        stale: life.map(|(start, life)| start + life - (life / 10).min(MARGIN)),
-                        candidate,
-                        challenge,
-                        proven: AtomicBool::new(false),
-                    }));
-                }
+        }))
+    }
+
+    /// A grant for the first of these that is not refused; `None` if all are.
+    async fn try_found(
+        &self,
+        transport: &Transport,
+        scope: &Scope,
+        challenge: &Challenge,
+        found: Vec<Found>,
+        refused: &mut Vec<Option<Credential>>,
+        tried: &mut Vec<String>,
+    ) -> Result<Option<Arc<Grant>>, Error> {
+        for found in found.into_iter().take(MAX_CANDIDATES) {
+            if refused.contains(&Some(found.credential.clone())) {
+                tried.push(found.place);
+                continue;
+            }
+            match self
+                .try_grant(transport, scope, challenge, Some(&found))
+                .await
+            {
                 Err(error) if error.is_unauthorized() => {
-                    tracing::debug!(%error, candidate, "credential refused");
+                    tracing::debug!(%error, place = found.place, "credential refused");
+                    self.tell_refused(scope, Some(&found.credential));
+                    refused.push(Some(found.credential));
+                    tried.push(found.place);
                 }
-                Err(error) => return Err(error),
+                granted => return granted.map(Some),
             }
         }
-        Err(none)
+        Ok(None)
+    }
+
+    async fn try_grant(
+        &self,
+        transport: &Transport,
+        scope: &Scope,
+        challenge: &Challenge,
+        found: Option<&Found>,
+    ) -> Result<Arc<Grant>, Error> {
+        let what: Arc<str> = format!("access to {}/{}", self.name, scope.repository).into();
+        let credential = found.map(|found| &found.credential);
+        let (header, life) = self
+            .grant(transport, scope, challenge, credential, &what)
+            .await?;
+        let stale = life.map(|(start, life)| start + life - (life / 10).min(MARGIN));
+        Ok(Arc::new(Grant {
+            header,
+            // A token has a life of its own, whatever becomes of what it was granted for.
+            stale: stale.or_else(|| found.and_then(|found| found.until)),
+            credential: credential.cloned(),
+            challenge: challenge.clone(),
+            proven: AtomicBool::new(false),
+        }))
     }
 
     /// The header by which `credential` answers `challenge`, and its life.
@@ -393,7 +491,11 @@ async fn fetch(transport: &Transport, request: TokenRequest<'_>) -> Result<Token
         url: request.url,
         what: request.what,
         headers,
-        authorization: request.authorization,
+        private: request
+            .authorization
+            .map(|value| (AUTHORIZATION, value))
+            .into_iter()
+            .collect(),
         payload: request.form.as_ref(),
         confidential: request.form.is_some(),
     });
@@ -420,9 +522,4 @@ fn secret_header(text: &str) -> Result<HeaderValue, Error> {
         .map_err(|_| Error::Protocol("a token has characters no header can carry".to_owned()))?;
     header.set_sensitive(true);
     Ok(header)
-}
-
-fn places(found: &[Found]) -> String {
-    let places: Vec<_> = found.iter().map(|found| found.place.as_str()).collect();
-    places.join(", ")
 }

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use futures::StreamExt as _;
 use futures::stream;
+use futures::{FutureExt as _, StreamExt as _};
 use parking_lot::Mutex;
 use reqwest::Method;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
@@ -15,6 +15,7 @@ use crate::registry::auth::Scope;
 use crate::registry::blob::RemoteBlob;
 use crate::registry::credentials::Credentials;
 use crate::registry::endpoint::{Call, Document, Endpoint};
+use crate::registry::hosts::{Capability, Hosts};
 use crate::registry::{ByteStream, Config, Error, RangeSource, Traffic};
 
 /// What a manifest may be, for the `Accept` header.
@@ -33,7 +34,7 @@ struct Inner {
     config: Arc<Config>,
     credentials: Arc<dyn Credentials>,
     traffic: Arc<Traffic>,
-    endpoints: Mutex<HashMap<String, Arc<Endpoint>>>,
+    registries: Mutex<HashMap<String, Arc<Hosts>>>,
 }
 
 /// A manifest or index, as it came.
@@ -55,7 +56,7 @@ impl Client {
             config: Arc::new(config),
             credentials,
             traffic: Arc::default(),
-            endpoints: Mutex::default(),
+            registries: Mutex::default(),
         }))
     }
 
@@ -65,41 +66,26 @@ impl Client {
         &self.0.traffic
     }
 
+    /// Credentials are needed only for repositories (host, repository) that are `used`: others that
+    /// were kept may be forgotten.
+    pub fn retain_credentials(&self, used: &dyn Fn(&str, &str) -> bool) {
+        self.0.credentials.retain(used);
+    }
+
     /// The manifest or index of an image, of at most [`MAX_MANIFEST`] bytes. If the reference
     /// has a digest, the bytes have it too.
     ///
     /// # Errors
     /// The registry cannot be reached or refuses, or the document is not what it should be.
     pub async fn manifest(&self, image: &Reference) -> Result<Fetched, Error> {
-        let endpoint = self.endpoint(image.host())?;
-        let selector = image.manifest_selector();
-        let call = Call {
-            method: Method::GET,
-            url: endpoint.url(image.repository(), &format!("manifests/{selector}")),
-            what: format!("manifest {image}").into(),
-            scope: Scope::pull(image.repository()),
-            headers: HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(ACCEPTED))]),
-            payload: None,
+        let hosts = self.hosts(image.host())?;
+        let what: Arc<str> = format!("manifest {image}").into();
+        let capability = match image.digest() {
+            Some(_) => Capability::Pull,
+            None => Capability::Resolve,
         };
-        let document = endpoint.read(&call, MAX_MANIFEST).await?;
-        let digest = Digest::of(&document.bytes);
-        if let Some(expected) = image.digest()
-            && expected != digest
-        {
-            return Err(Error::WrongContent {
-                what: call.what,
-                host: document.host,
-                got: digest,
-            });
-        }
-        Ok(Fetched {
-            media_type: media_type(&document).map_err(|why| {
-                let Call { what, .. } = &call;
-                Error::Protocol(format!("{what}: {} sent {why}", document.host))
-            })?,
-            digest,
-            bytes: document.bytes,
-        })
+        let attempt = |host| read_manifest(host, image, &what).boxed();
+        hosts.ask(capability, &what, attempt).await
     }
 
     /// A blob of an image, to be read by ranges. Makes no request.
@@ -112,9 +98,9 @@ impl Client {
         digest: Digest,
         size: u64,
     ) -> Result<Arc<dyn RangeSource>, Error> {
-        let endpoint = self.endpoint(image.host())?;
+        let hosts = self.hosts(image.host())?;
         Ok(Arc::new(RemoteBlob::new(
-            endpoint,
+            hosts,
             image.repository(),
             digest,
             size,
@@ -143,12 +129,24 @@ impl Client {
                 max,
             });
         }
-        let mut pieces = self.blob_stream(image, blob).await?;
-        let mut bytes = Vec::with_capacity(blob.size.min(MAX_RESERVE) as usize);
-        while let Some(piece) = pieces.next().await {
-            bytes.extend_from_slice(&piece?);
+        let source = self.blob(image, blob.digest, blob.size)?;
+        let mut others = self.hosts(image.host())?.all()?.len();
+        loop {
+            let mut pieces = whole(&*source, image).await?;
+            let mut bytes = Vec::with_capacity(blob.size.min(MAX_RESERVE) as usize);
+            let failure = loop {
+                match pieces.next().await {
+                    Some(Ok(piece)) => bytes.extend_from_slice(&piece),
+                    Some(Err(error)) => break error,
+                    None => return Ok(bytes),
+                }
+            };
+            others -= 1;
+            if !matches!(failure, Error::WrongContent { .. }) || others == 0 {
+                return Err(failure);
+            }
+            source.was_wrong(0..blob.size);
         }
-        Ok(bytes)
     }
 
     /// A whole blob as it arrives. The stream ends with an error if the bytes that came are not
@@ -162,28 +160,62 @@ impl Client {
         blob: &Descriptor,
     ) -> Result<ByteStream, Error> {
         let source = self.blob(image, blob.digest, blob.size)?;
-        let pieces = match blob.size {
-            0 => stream::empty().boxed(),
-            size => source.range(0..size).await?,
-        };
-        Ok(verified(pieces, image, blob.digest))
+        whole(&*source, image).await
     }
 
-    /// The hosts to ask for what references call `name`: so far the one itself.
-    pub(super) fn endpoint(&self, name: &str) -> Result<Arc<Endpoint>, Error> {
-        let mut endpoints = self.0.endpoints.lock();
-        if let Some(endpoint) = endpoints.get(name) {
-            return Ok(Arc::clone(endpoint));
+    /// The hosts to ask for what references call `name`.
+    pub(super) fn hosts(&self, name: &str) -> Result<Arc<Hosts>, Error> {
+        let mut registries = self.0.registries.lock();
+        if let Some(hosts) = registries.get(name) {
+            return Ok(Arc::clone(hosts));
         }
-        let endpoint = Arc::new(Endpoint::new(
-            name,
-            &self.0.config,
-            Arc::clone(&self.0.credentials),
-            Arc::clone(&self.0.traffic),
-        )?);
-        endpoints.insert(name.to_owned(), Arc::clone(&endpoint));
-        Ok(endpoint)
+        let (credentials, traffic) = (Arc::clone(&self.0.credentials), Arc::clone(&self.0.traffic));
+        let hosts = Arc::new(Hosts::new(name, &self.0.config, credentials, traffic)?);
+        registries.insert(name.to_owned(), Arc::clone(&hosts));
+        Ok(hosts)
     }
+}
+
+/// What one host says a manifest is.
+async fn read_manifest(
+    endpoint: Arc<Endpoint>,
+    image: &Reference,
+    what: &Arc<str>,
+) -> Result<Fetched, Error> {
+    let selector = image.manifest_selector();
+    let call = Call {
+        method: Method::GET,
+        url: endpoint.url(image.repository(), &format!("manifests/{selector}")),
+        what: Arc::clone(what),
+        scope: Scope::pull(image.repository()),
+        headers: HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(ACCEPTED))]),
+        payload: None,
+    };
+    let document = endpoint.read(&call, MAX_MANIFEST).await?;
+    let digest = Digest::of(&document.bytes);
+    if let Some(expected) = image.digest()
+        && expected != digest
+    {
+        return Err(Error::WrongContent {
+            what: call.what,
+            host: document.host,
+            got: digest,
+        });
+    }
+    Ok(Fetched {
+        media_type: media_type(&document)
+            .map_err(|why| Error::Protocol(format!("{what}: {} sent {why}", document.host)))?,
+        digest,
+        bytes: document.bytes,
+    })
+}
+
+async fn whole(source: &dyn RangeSource, image: &Reference) -> Result<ByteStream, Error> {
+    let pieces = match source.size() {
+        0 => stream::empty().boxed(),
+        size => source.range(0..size).await?,
+    };
+    Ok(verified(pieces, image, source.digest()))
 }
 
 /// Passes `pieces` on and ends with an error if all of them together do not have `digest`.

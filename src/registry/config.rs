@@ -9,12 +9,16 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Folders, joined by `:`, in which containerd's `HOST/hosts.toml` files are looked for: mirrors,
+    /// CAs, client certificates. Read again when they change. Default: `/etc/containerd/certs.d`;
+    /// empty is none.
+    pub config_path: String,
     /// Hosts (`host` or `host:port`) spoken to over plain HTTP. Loopback hosts always are.
     /// Default: none.
     pub plain_http: Vec<String>,
     /// Host names and addresses, without port, that a redirect or a token service may lead to
-    /// although they are loopback, link-local or private. Default: none; a registry that is itself
-    /// on such an address may lead to others of the same kind.
+    /// although they are loopback, link-local or private. Default: none; a registry or mirror that
+    /// is itself on a loopback or private address may lead to others of the same kind.
     pub allow_private: Vec<String>,
     /// Longest wait for a connection, TLS included. Default: 10 s.
     #[serde(with = "humantime_serde")]
@@ -47,6 +51,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            config_path: "/etc/containerd/certs.d".to_owned(),
             plain_http: Vec::new(),
             allow_private: Vec::new(),
             connect_timeout: Duration::from_secs(10),

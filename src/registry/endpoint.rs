@@ -1,25 +1,30 @@
 //! One registry host as it is asked: authorization, retries, and errors that say what happened.
 //!
-//! An endpoint is made from a name and its settings and knows nothing of other hosts, so that a
-//! list of mirrors is a list of endpoints.
+//! An endpoint is made from its settings and knows nothing of other hosts: a list of mirrors is a list
+//! of endpoints. One that fails rests: while there are others it is asked last.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use reqwest::header::HeaderMap;
+use parking_lot::Mutex;
+use reqwest::header::{AUTHORIZATION, HeaderMap};
 use reqwest::{Method, StatusCode};
 use url::Url;
 
 use crate::registry::auth::{Authorizer, Grant, Scope};
 use crate::registry::challenge::Challenge;
 use crate::registry::credentials::Credentials;
-use crate::registry::host::base_url;
+use crate::registry::hosts::{Capability, Settings};
 use crate::registry::payload::Payload;
 use crate::registry::retry::{Gate, Patience, retry_after};
 use crate::registry::transport::{Answer, Request, Transport, host_of, same_origin};
 use crate::registry::{Config, Error, Traffic};
 
 /// How many grants one request may go through: an expired one, then each credential in turn.
-const MAX_GRANTS: usize = 8;
+const MAX_GRANTS: usize = 13;
+/// How long a host rests after a failure, doubling with each further one.
+const FIRST_REST: Duration = Duration::from_secs(1);
+const LONGEST_REST: Duration = Duration::from_secs(60);
 
 /// One request to a registry, before authorization.
 #[derive(Clone)]
@@ -43,47 +48,95 @@ pub(super) struct Document {
 
 /// One registry host.
 pub(super) struct Endpoint {
-    /// As references name it.
-    name: String,
-    base: Url,
+    settings: Settings,
     config: Arc<Config>,
     transport: Transport,
     authorizer: Authorizer,
     gate: Gate,
+    health: Mutex<Health>,
+}
+
+#[derive(Default)]
+struct Health {
+    /// Failures in a row.
+    failures: u32,
+    rests_until: Option<Instant>,
 }
 
 impl Endpoint {
     pub(super) fn new(
-        name: &str,
+        settings: Settings,
         config: &Arc<Config>,
         credentials: Arc<dyn Credentials>,
         traffic: Arc<Traffic>,
     ) -> Result<Self, Error> {
-        let base = base_url(name, config)?;
         Ok(Self {
-            name: name.to_owned(),
-            transport: Transport::new(&base, config, traffic)?,
-            authorizer: Authorizer::new(name, &base, credentials),
-            base,
+            transport: Transport::new(&settings, config, traffic)?,
+            authorizer: Authorizer::new(&settings.name, &settings.base, credentials),
+            settings,
             config: Arc::clone(config),
             gate: Gate::default(),
+            health: Mutex::default(),
         })
     }
 
-    /// As references name it.
+    /// As credentials are looked up by.
     pub(super) fn name(&self) -> &str {
-        &self.name
+        &self.settings.name
     }
 
-    /// `/v2/REPOSITORY/TAIL` at this host; both are parsed values without special characters.
+    pub(super) const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub(super) fn can(&self, capability: Capability) -> bool {
+        self.settings.capabilities.contains(&capability)
+    }
+
+    /// The URL of `REPOSITORY/TAIL` at this host; both are parsed values without special characters.
     pub(super) fn url(&self, repository: &str, tail: &str) -> Url {
-        let mut url = self.base.clone();
-        url.set_path(&format!("/v2/{repository}/{tail}"));
+        let mut url = self.settings.base.clone();
+        let before = url.path().trim_end_matches('/').to_owned();
+        url.set_path(&format!("{before}/{repository}/{tail}"));
+        if let Some(namespace) = &self.settings.namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
+        }
         url
     }
 
+    /// Whether others are to be asked first.
+    pub(super) fn is_resting(&self) -> bool {
+        let rests = self
+            .health
+            .lock()
+            .rests_until
+            .is_some_and(|until| Instant::now() < until);
+        rests || self.gate.is_closed()
+    }
+
+    /// It gave an answer that could be used.
+    pub(super) fn worked(&self) {
+        *self.health.lock() = Health::default();
+    }
+
+    /// It did not: what is to happen before it is asked again.
+    pub(super) fn failed(&self, error: &Error) {
+        if let Some(pause) = error.retry_after() {
+            self.gate.close(pause.min(self.config.max_pause));
+        }
+        if matches!(error, Error::Stalled { .. }) {
+            self.transport.reconnect();
+        }
+        if error.is_transient() || matches!(error, Error::Tls { .. }) {
+            let mut health = self.health.lock();
+            let rest = FIRST_REST.saturating_mul(1 << health.failures.min(16));
+            health.rests_until = Some(Instant::now() + rest.min(LONGEST_REST));
+            health.failures += 1;
+        }
+    }
+
     pub(super) fn patience(&self, what: &Arc<str>) -> Patience {
-        Patience::new(&self.config, what, &self.name)
+        Patience::new(&self.config, what, self.name())
     }
 
     /// Calls until the answer is a success, an error that will not change, or patience ends.
@@ -97,42 +150,28 @@ impl Endpoint {
         }
     }
 
-    /// Calls likewise, and reads the whole body, of at most `max` bytes.
+    /// Calls once, and reads the whole body, of at most `max` bytes.
     pub(super) async fn read(&self, call: &Call, max: u64) -> Result<Document, Error> {
-        let mut patience = self.patience(&call.what);
-        let attempt = async || {
-            let answer = self.attempt(call).await?;
-            let (host, headers) = (answer.host(), answer.headers().clone());
-            let bytes = answer.read(max).await?;
-            Ok(Document {
-                host,
-                headers,
-                bytes,
-            })
-        };
-        loop {
-            match patience.within(attempt()).await {
-                Ok(document) => return Ok(document),
-                Err(error) => self.recover(error, &mut patience).await?,
-            }
-        }
+        let answer = self.attempt(call).await?;
+        let (host, headers) = (answer.host(), answer.headers().clone());
+        let bytes = answer.read(max).await?;
+        Ok(Document {
+            host,
+            headers,
+            bytes,
+        })
     }
 
     /// What has to happen after a failed attempt before the next one; `Err` if there is none.
     pub(super) async fn recover(&self, error: Error, patience: &mut Patience) -> Result<(), Error> {
-        if let Some(pause) = error.retry_after() {
-            self.gate.close(pause.min(self.config.max_pause));
-        }
-        if matches!(error, Error::Stalled { .. }) {
-            self.transport.reconnect();
-        }
+        self.failed(&error);
         patience.after(error).await
     }
 
     /// One attempt, with as many rounds as its authorization takes. Successful if the status is.
     pub(super) async fn attempt(&self, call: &Call) -> Result<Answer, Error> {
         self.gate.pass().await;
-        let home = same_origin(&call.url, &self.base);
+        let home = same_origin(&call.url, &self.settings.base);
         let mut grant = match home {
             true => {
                 self.authorizer
@@ -147,32 +186,49 @@ impl Endpoint {
                 url: call.url.clone(),
                 what: &call.what,
                 headers: call.headers.clone(),
-                authorization: grant.as_deref().map(Grant::header),
+                private: match home {
+                    true => self.private(grant.as_deref()),
+                    false => HeaderMap::new(),
+                },
                 payload: call.payload.as_ref(),
                 confidential: false,
             });
             let answer = answer.await?;
-            let asked_at_home = home && answer.at_home;
-            if answer.status() != StatusCode::UNAUTHORIZED || !asked_at_home {
-                if let Some(grant) = &grant {
+            let Some(challenge) = challenge(&answer, grant.as_deref(), home) else {
+                if let Some(grant) = grant.filter(|_| proves(answer.status())) {
                     grant.prove();
                 }
-                return self.judge(answer, call).await;
-            }
-            let Some(challenge) = Challenge::of(answer.headers()) else {
                 return self.judge(answer, call).await;
             };
             let renewed = self
                 .authorizer
                 .renew(&self.transport, &call.scope, challenge, grant);
-            grant = Some(renewed.await?);
+            grant = match renewed.await {
+                Ok(renewed) => Some(renewed),
+                // What the registry says itself tells more than that nothing is left to try.
+                Err(error)
+                    if error.is_unauthorized() && answer.status() == StatusCode::FORBIDDEN =>
+                {
+                    return self.judge(answer, call).await;
+                }
+                Err(error) => return Err(error),
+            };
         }
         Err(Error::Unauthorized {
             what: Arc::clone(&call.what),
-            host: self.name.clone(),
+            host: self.name().to_owned(),
             status: 401,
             hint: format!("it refused {MAX_GRANTS} tokens in a row"),
         })
+    }
+
+    /// What this host and no other gets to see. A grant goes before a configured header.
+    fn private(&self, grant: Option<&Grant>) -> HeaderMap {
+        let mut headers = self.settings.headers.clone();
+        if let Some(grant) = grant {
+            headers.insert(AUTHORIZATION, grant.header());
+        }
+        headers
     }
 
     async fn judge(&self, answer: Answer, call: &Call) -> Result<Answer, Error> {
@@ -184,6 +240,25 @@ impl Endpoint {
             }
         }
     }
+}
+
+/// What has to be shown instead of `grant`, if `answer` says that it is not enough. Some registries
+/// say 403 of a token or password that has ended (Amazon's do), so that is taken for a refusal too.
+fn challenge(answer: &Answer, grant: Option<&Grant>, home: bool) -> Option<Challenge> {
+    let is_refusal = match answer.status() {
+        StatusCode::UNAUTHORIZED => true,
+        StatusCode::FORBIDDEN => grant.is_some(),
+        _ => false,
+    };
+    let asked = Challenge::of(answer.headers());
+    asked
+        .or_else(|| grant.map(Grant::challenge))
+        .filter(|_| is_refusal && home && answer.at_home)
+}
+
+/// Whether a registry that answers so has looked at the grant and accepted it.
+fn proves(status: StatusCode) -> bool {
+    !status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS
 }
 
 /// The error an unsuccessful answer stands for; `by` says what may be at fault in a 401 or 403.

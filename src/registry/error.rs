@@ -147,6 +147,8 @@ pub enum Error {
         place: String,
         /// What is wrong.
         why: String,
+        /// Whether it may be over soon, as with a program that fails or a server that is down.
+        passing: bool,
     },
     /// An operation went on for too long without progress.
     #[error("gave up after {after:?} without progress: {last}")]
@@ -180,6 +182,7 @@ impl Error {
             Self::Unreachable { .. } | Self::Stalled { .. } | Self::Truncated { .. } => true,
             Self::Status { status, .. } => matches!(status, 408 | 429 | 500..=599),
             Self::Deadline { last, .. } => last.is_transient(),
+            Self::Credentials { passing, .. } => *passing,
             _ => false,
         }
     }

@@ -1,7 +1,8 @@
 //! OCI distribution client: hosts, auth, ranges, redirects, retry, deadlines.
 //!
-//! A read goes [`Client`] -> `blob` (where a blob is; resumes broken ranges) -> `endpoint` (one
-//! host: tokens, retries) -> `transport` (one request: redirects, egress guard, progress).
+//! A read goes [`Client`] -> `hosts` (mirrors in order, as containerd's `hosts.toml` names them) ->
+//! `blob` (where a blob is; resumes broken ranges) -> `endpoint` (one host: tokens, health) ->
+//! `transport` (one request: redirects, egress guard, progress).
 //! Nothing that comes out of a [`RangeSource`] has been verified; manifests, [`Client::blob_bytes`]
 //! and [`Client::blob_stream`] are.
 //!
@@ -13,30 +14,37 @@ mod body;
 mod challenge;
 mod client;
 mod config;
+mod connect;
 mod credentials;
-mod docker_config;
 mod egress;
 mod endpoint;
 mod error;
 mod host;
+mod hosts;
 mod payload;
 mod push;
 mod retry;
 mod source;
+mod sources;
 mod traffic;
 mod transport;
 
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
+mod testing_pki;
+#[cfg(test)]
 mod tests;
 
 pub use client::{Client, Fetched};
 pub use config::Config;
-pub use credentials::{Anonymous, Chain, Credential, Credentials, Found, Secret};
-pub use docker_config::DockerConfig;
+pub use credentials::{
+    Anonymous, Chain, Config as CredentialsConfig, Credential, Credentials, DockerConfig, Found,
+    Learned, Providers, PullSecrets, Pulled, Secret,
+};
 pub use error::Error;
 pub use payload::Payload;
 pub use push::Pushed;
 pub use source::{ByteStream, RangeSource};
+pub use sources::Sources;
 pub use traffic::Traffic;

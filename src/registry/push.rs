@@ -75,7 +75,7 @@ impl Client {
         media_type: &MediaType,
         bytes: Bytes,
     ) -> Result<Digest, Error> {
-        let endpoint = self.endpoint(image.host())?;
+        let endpoint = self.hosts(image.host())?.writable()?;
         let digest = Digest::of(&bytes);
         let selector = match (image.tag(), image.digest()) {
             (_, Some(named)) if named != digest => {
@@ -107,7 +107,7 @@ impl Client {
     ) -> Result<Push<'a>, Error> {
         let (host, repository) = (image.host(), image.repository());
         Ok(Push {
-            endpoint: self.endpoint(host)?,
+            endpoint: self.hosts(host)?.writable()?,
             repository,
             digest,
             from,

@@ -107,6 +107,11 @@ impl Gate {
         }
     }
 
+    /// Whether there is something to wait for.
+    pub(super) fn is_closed(&self) -> bool {
+        self.0.lock().is_some_and(|until| Instant::now() < until)
+    }
+
     /// Nobody asks for the next `pause`.
     pub(super) fn close(&self, pause: Duration) {
         let until = Instant::now() + pause;

@@ -30,4 +30,8 @@ pub trait RangeSource: Send + Sync {
     /// # Errors
     /// The registry cannot be reached, refuses, or answers with something else.
     fn range(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, Error>>;
+
+    /// What was read of `range` is not what it should have been: where there is another place to
+    /// read it from, that is asked from now on.
+    fn was_wrong(&self, _range: Range<u64>) {}
 }

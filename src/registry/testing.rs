@@ -1,8 +1,8 @@
 //! A registry for tests that does as it is told, and remembers every request.
 //!
-//! HTTP/1.1 over plain sockets, a thread per connection, no dependency. It serves what was added
-//! under a path, with ranges; asks for credentials if told to; and lets a test answer any request
-//! itself, wrongly if need be. Integration tests include this file by its path.
+//! HTTP/1.1 over plain sockets or TLS, a thread per connection. It serves what was added under a path,
+//! with ranges; asks for credentials if told to; and lets a test answer any request itself, wrongly
+//! if need be. Integration tests include this file by its path.
 
 #![allow(
     dead_code,
@@ -10,7 +10,7 @@
 )]
 
 use std::collections::{HashMap, HashSet};
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
@@ -35,8 +35,18 @@ impl Seen {
             .map(|(_, value)| value.as_str())
     }
 
+    /// Without the query; of what a proxy is asked, also without scheme and host.
     pub fn path(&self) -> &str {
-        self.target.split('?').next().unwrap_or_default()
+        let path = self.target.split('?').next().unwrap_or_default();
+        let rest = path.strip_prefix("http://");
+        rest.map_or(path, |rest| rest.find('/').map_or("/", |at| &rest[at..]))
+    }
+
+    /// The value of a parameter of the query.
+    pub fn query(&self, name: &str) -> Option<&str> {
+        let (_, query) = self.target.split_once('?')?;
+        let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
     }
 
     /// The half-open range asked for.
@@ -67,6 +77,12 @@ pub struct Reply {
     pub drip: Option<Duration>,
     /// Wait before the head.
     pub delay: Option<Duration>,
+    /// Exactly these bytes, head and all, and the end of the connection.
+    pub raw: Option<Vec<u8>>,
+    /// The connection ends with a reset.
+    pub reset: bool,
+    /// The body goes on with zeros until the client hangs up.
+    pub endless: bool,
 }
 
 impl Reply {
@@ -125,6 +141,7 @@ struct State {
     tokens: HashMap<String, Instant>,
     granted: HashSet<String>,
     uploads: usize,
+    connections: usize,
 }
 
 /// A registry on a loopback address.
@@ -142,6 +159,15 @@ impl FakeRegistry {
 
     /// Listens on another loopback address: another host.
     pub fn start_on(address: &str) -> Self {
+        Self::listen(address, None)
+    }
+
+    /// Listens on a loopback address and speaks TLS.
+    pub fn start_tls(address: &str, tls: Arc<rustls::ServerConfig>) -> Self {
+        Self::listen(address, Some(tls))
+    }
+
+    fn listen(address: &str, tls: Option<Arc<rustls::ServerConfig>>) -> Self {
         let listener = TcpListener::bind(address).unwrap();
         let server = Self {
             address: listener.local_addr().unwrap(),
@@ -150,9 +176,9 @@ impl FakeRegistry {
         let connections = server.clone();
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let server = connections.clone();
+                let (server, tls) = (connections.clone(), tls.clone());
                 // A client that went away is none of the server's business.
-                thread::spawn(move || server.converse(stream).unwrap_or_default());
+                thread::spawn(move || server.accept(stream, tls).unwrap_or_default());
             }
         });
         server
@@ -194,8 +220,20 @@ impl FakeRegistry {
         self.state().tokens.clear();
     }
 
+    /// Forgets all requests and what was scripted.
+    pub fn reset(&self) {
+        let mut state = self.state();
+        state.seen.clear();
+        state.script = None;
+    }
+
     pub fn seen(&self) -> Vec<Seen> {
         self.state().seen.clone()
+    }
+
+    /// Connections so far.
+    pub fn connections(&self) -> usize {
+        self.state().connections
     }
 
     /// Requests whose path starts with `prefix`.
@@ -212,13 +250,32 @@ impl FakeRegistry {
         self.state.lock().unwrap()
     }
 
-    fn converse(&self, stream: TcpStream) -> std::io::Result<()> {
+    fn accept(
+        &self,
+        stream: TcpStream,
+        tls: Option<Arc<rustls::ServerConfig>>,
+    ) -> std::io::Result<()> {
         stream.set_nodelay(true)?;
-        let mut reader = BufReader::new(stream.try_clone()?);
-        let mut writer = stream;
-        while let Some(seen) = read_request(&mut reader)? {
+        let socket = stream.try_clone()?;
+        self.state().connections += 1;
+        match tls {
+            Some(tls) => {
+                let connection = rustls::ServerConnection::new(tls).unwrap();
+                self.converse(rustls::StreamOwned::new(connection, stream), &socket)
+            }
+            None => self.converse(stream, &socket),
+        }
+    }
+
+    fn converse(&self, stream: impl Read + Write, socket: &TcpStream) -> std::io::Result<()> {
+        let mut stream = BufReader::new(stream);
+        while let Some(seen) = read_request(&mut stream)? {
             let reply = self.answer(&seen);
-            if !write_reply(&mut writer, &seen.method, &reply)? {
+            if !write_reply(stream.get_mut(), &seen.method, &reply)? {
+                if reply.reset {
+                    // What is closed with a linger of nothing is reset.
+                    rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO))?;
+                }
                 break;
             }
         }
@@ -324,7 +381,7 @@ impl State {
     }
 }
 
-fn read_request(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<Seen>> {
+fn read_request(reader: &mut BufReader<impl Read>) -> std::io::Result<Option<Seen>> {
     let start = reader.fill_buf()?;
     // A TLS handshake instead of a request: it is answered in plain HTTP all the same.
     if start.first() == Some(&0x16) {
@@ -366,8 +423,13 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<See
 }
 
 /// Whether the connection goes on.
-fn write_reply(writer: &mut TcpStream, method: &str, reply: &Reply) -> std::io::Result<bool> {
+fn write_reply(writer: &mut impl Write, method: &str, reply: &Reply) -> std::io::Result<bool> {
     thread::sleep(reply.delay.unwrap_or_default());
+    if let Some(raw) = &reply.raw {
+        writer.write_all(raw)?;
+        writer.flush()?;
+        return Ok(false);
+    }
     let mut head = format!("HTTP/1.1 {} Scripted\r\n", reply.status);
     for (name, value) in &reply.headers {
         head += &format!("{name}: {value}\r\n");
@@ -382,6 +444,7 @@ fn write_reply(writer: &mut TcpStream, method: &str, reply: &Reply) -> std::io::
         }
     }
     writer.write_all(head.as_bytes())?;
+    writer.flush()?;
     if method == "HEAD" {
         return Ok(true);
     }
@@ -395,12 +458,23 @@ fn write_reply(writer: &mut TcpStream, method: &str, reply: &Reply) -> std::io::
     } else if reply.chunked {
         write!(writer, "{:x}\r\n", body.len())?;
         writer.write_all(body)?;
-        writer.write_all(b"\r\n0\r\n\r\n")?;
+        writer.write_all(b"\r\n")?;
+        if !reply.endless {
+            writer.write_all(b"0\r\n\r\n")?;
+        }
     } else {
         writer.write_all(body)?;
+    }
+    writer.flush()?;
+    // Ends when the client does.
+    for _ in reply.endless.then_some(()).iter().cycle() {
+        match reply.chunked {
+            true => writer.write_all(&[b"4000\r\n", &[0; 0x4000][..], b"\r\n"].concat())?,
+            false => writer.write_all(&[0; 0x4000])?,
+        }
     }
     if reply.stall.is_some() {
         thread::sleep(Duration::from_secs(60));
     }
-    Ok(reply.cut.is_none() && reply.stall.is_none())
+    Ok(reply.cut.is_none() && reply.stall.is_none() && !reply.reset)
 }

@@ -1,7 +1,7 @@
 //! One registry host's HTTP connections: sends a request, follows its redirects, guards both.
 //!
-//! Promises: `Authorization` is sent to the origin (scheme, host, port) of the first URL only and
-//! never again once a redirect has left it; at most [`MAX_REDIRECTS`] hops; never from https to
+//! Promises: `Authorization`, configured headers and the client certificate are for the origin (scheme,
+//! host, port) of the first URL only, and are never sent again once a redirect has left it; at most [`MAX_REDIRECTS`] hops; never from https to
 //! http; nothing is asked that [`Guard`] refuses; content encodings are neither asked for nor
 //! accepted; no wait for a head or for progress of a body is longer than configured.
 
@@ -11,15 +11,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
-use reqwest::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, HeaderMap, HeaderValue, LOCATION,
-};
-use reqwest::{Client, Method, Response, StatusCode};
+use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, HeaderValue, LOCATION};
+use reqwest::{Method, Response, StatusCode};
 use tokio::time::timeout;
 use url::Url;
 
 use crate::registry::body::{Body, Limits};
+use crate::registry::connect::{Pools, Recipe, proxies};
 use crate::registry::egress::{Guard, Refused};
+pub(super) use crate::registry::host::authority as host_of;
+use crate::registry::hosts::Settings;
 use crate::registry::payload::{Meter, Payload};
 use crate::registry::{Config, Error, Traffic};
 
@@ -31,10 +32,6 @@ const MAX_LOCATION: usize = 16 << 10;
 const MAX_DETAIL: usize = 4 << 10;
 /// Connections younger than this are fresh.
 const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
-const USER_AGENT: &str = concat!("crfs/", env!("CARGO_PKG_VERSION"));
-/// Flow-control windows of HTTP/2, in bytes: 4 MiB is 50 ms at 650 Mbit/s for each stream.
-const STREAM_WINDOW: u32 = 4 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
 
 /// One request, before redirects.
 pub(super) struct Request<'a> {
@@ -43,7 +40,8 @@ pub(super) struct Request<'a> {
     /// What it is about, for errors.
     pub(super) what: &'a Arc<str>,
     pub(super) headers: HeaderMap,
-    pub(super) authorization: Option<HeaderValue>,
+    /// Headers for this origin only: credentials, and what is configured for the host.
+    pub(super) private: HeaderMap,
     pub(super) payload: Option<&'a Payload>,
     /// The payload is a secret, for this origin only.
     pub(super) confidential: bool,
@@ -63,8 +61,9 @@ pub(super) struct Answer {
 
 /// The connections to one registry host and to where it redirects.
 pub(super) struct Transport {
+    home: Url,
     /// Replaced to get fresh connections; see [`Transport::reconnect`].
-    client: RwLock<Client>,
+    pools: RwLock<Pools>,
     reconnected: Mutex<Option<Instant>>,
     recipe: Recipe,
     guard: Guard,
@@ -74,23 +73,24 @@ pub(super) struct Transport {
     traffic: Arc<Traffic>,
 }
 
-struct Recipe {
-    connect_timeout: Duration,
-    /// Proxies of the environment are not for loopback hosts.
-    proxied: bool,
-}
-
 impl Transport {
-    pub(super) fn new(home: &Url, config: &Config, traffic: Arc<Traffic>) -> Result<Self, Error> {
-        let mut allowed = config.allow_private.clone();
-        allowed.extend(proxies());
-        let guard = Guard::new(home, allowed);
+    pub(super) fn new(
+        settings: &Settings,
+        config: &Config,
+        traffic: Arc<Traffic>,
+    ) -> Result<Self, Error> {
+        let home = &settings.base;
+        let proxied = !super::host::is_loopback(home);
+        let proxies = if proxied { proxies() } else { Vec::new() };
+        let guard = Guard::new(home, config.allow_private.clone(), proxies);
         let recipe = Recipe {
-            connect_timeout: config.connect_timeout,
-            proxied: !super::host::is_loopback(home),
+            connect_timeout: settings.dial_timeout.unwrap_or(config.connect_timeout),
+            proxied,
+            tls: settings.tls.clone(),
         };
         Ok(Self {
-            client: RwLock::new(recipe.client(&guard)?),
+            home: home.clone(),
+            pools: RwLock::new(recipe.pools(&guard)?),
             reconnected: Mutex::default(),
             recipe,
             guard,
@@ -120,7 +120,7 @@ impl Transport {
                     });
                 }
                 at_home = false;
-                request.authorization = None;
+                request.private.clear();
             }
             request.url = next;
         }
@@ -140,8 +140,8 @@ impl Transport {
             return;
         }
         *last = Some(Instant::now());
-        match self.recipe.client(&self.guard) {
-            Ok(client) => *self.client.write() = client,
+        match self.recipe.pools(&self.guard) {
+            Ok(pools) => *self.pools.write() = pools,
             Err(error) => tracing::warn!(%error, "cannot renew connections"),
         }
     }
@@ -177,14 +177,18 @@ impl Transport {
         };
         self.guard.check(&request.url).map_err(egress)?;
         let meter = Meter::new(Arc::clone(&self.traffic));
-        let client = self.client.read().clone();
+        let pools = self.pools.read().clone();
+        let client = match same_origin(&request.url, &self.home) {
+            true => pools.home,
+            false => pools.away,
+        };
+        let mut headers = request.private.clone();
+        // What the request is made of is not configurable.
+        headers.extend(request.headers.clone());
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let mut builder = client
             .request(request.method.clone(), request.url.clone())
-            .headers(request.headers.clone())
-            .header(ACCEPT_ENCODING, "identity");
-        if let Some(authorization) = &request.authorization {
-            builder = builder.header(AUTHORIZATION, authorization);
-        }
+            .headers(headers);
         if let Some(payload) = request.payload {
             builder = payload.attach(builder, meter.clone()).await?;
         }
@@ -209,39 +213,6 @@ impl Transport {
                 }
             }
         }
-    }
-}
-
-impl Recipe {
-    fn client(&self, guard: &Guard) -> Result<Client, Error> {
-        // Fails if a provider is installed already: then that one is used.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let builder = || {
-            let builder = Client::builder()
-                .user_agent(USER_AGENT)
-                .redirect(reqwest::redirect::Policy::none())
-                .retry(reqwest::retry::never())
-                .referer(false)
-                .connect_timeout(self.connect_timeout)
-                .http2_initial_stream_window_size(STREAM_WINDOW)
-                .http2_initial_connection_window_size(CONNECTION_WINDOW)
-                .http2_keep_alive_interval(Duration::from_secs(10))
-                .http2_keep_alive_timeout(Duration::from_secs(10))
-                .dns_resolver(guard.clone());
-            match self.proxied {
-                true => builder,
-                false => builder.no_proxy(),
-            }
-        };
-        // A node without CA certificates can still use plain-HTTP registries; https fails there
-        // with the reason when it is tried.
-        builder()
-            .build()
-            .or_else(|error| {
-                tracing::warn!(%error, "no usable CA certificates (is the package ca-certificates installed?)");
-                builder().tls_certs_only([]).build()
-            })
-            .map_err(|error| Error::Setup(chain(&error)))
     }
 }
 
@@ -381,13 +352,6 @@ pub(super) fn same_origin(a: &Url, b: &Url) -> bool {
         && a.port_or_known_default() == b.port_or_known_default()
 }
 
-/// Host of a URL, with its port if it is not the usual one.
-pub(super) fn host_of(url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    url.port()
-        .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
-}
-
 /// Turns what went wrong below HTTP into an error that says who and why.
 pub(super) fn explain(error: &reqwest::Error, what: &Arc<str>, url: &Url) -> Error {
     let (what, host) = (Arc::clone(what), host_of(url));
@@ -424,7 +388,7 @@ fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Optio
 }
 
 /// The causes of an error without the URL (its query may be a signature), innermost last.
-fn chain(error: &reqwest::Error) -> String {
+pub(super) fn chain(error: &reqwest::Error) -> String {
     let mut parts: Vec<String> = Vec::new();
     let mut next = error.source();
     while let Some(cause) = next {
@@ -438,20 +402,4 @@ fn chain(error: &reqwest::Error) -> String {
         true => "no further reason".to_owned(),
         false => parts.join(": "),
     }
-}
-
-/// Hosts of the proxies the environment names: they may be inside the network.
-fn proxies() -> Vec<String> {
-    let names = [
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "ALL_PROXY",
-        "http_proxy",
-        "https_proxy",
-        "all_proxy",
-    ];
-    let values = names.iter().filter_map(|name| std::env::var(name).ok());
-    values
-        .filter_map(|value| Url::parse(&value).ok()?.host_str().map(str::to_owned))
-        .collect()
 }

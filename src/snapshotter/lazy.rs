@@ -20,6 +20,13 @@ const STEPS: Steps = Steps {
     done: Step::LazyDone,
 };
 
+/// A further source is kept as an Update is.
+const UPDATE: Steps = Steps {
+    record: Step::UpdateRecord,
+    stored: Step::UpdateStored,
+    done: Step::UpdateDone,
+};
+
 /// Why a layer is not served lazily.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
@@ -49,12 +56,10 @@ impl Inner {
         parent: Option<&Key>,
         labels: &Labels,
     ) -> Result<bool, Error> {
-        if self.has_target(target, parent) {
-            return Ok(true);
-        }
         let given = labels.clone().into_iter().collect();
         let layer = match LayerLabels::parse(&given) {
             Ok(layer) => layer,
+            Err(_) if self.has_target(target, parent) => return Ok(true),
             Err(error) => {
                 let text = labels
                     .get(label::LAYER_DIGEST)
@@ -63,12 +68,15 @@ impl Inner {
                 return Ok(false);
             }
         };
+        if self.has_target(target, parent) {
+            self.note_source(target, parent, &layer).await;
+            return Ok(true);
+        }
         self.layers.announce(&layer);
-        let digest = layer.layer;
         let flight = (target.to_owned(), parent.cloned());
         let landed = self.lazy.join(&flight, || {
             let inner = Arc::clone(self);
-            let (parent, labels) = (parent.cloned(), labels.clone());
+            let (layer, parent, labels) = (layer.clone(), parent.cloned(), labels.clone());
             async move {
                 inner
                     .make_lazy(layer, parent, labels)
@@ -77,15 +85,55 @@ impl Inner {
             }
         });
         match landed.await {
-            Some(Ok(())) => Ok(true),
+            Some(Ok(())) => {
+                self.note_source(target, parent, &layer).await;
+                Ok(true)
+            }
             Some(Err(refusal)) => {
-                log_refusal(&digest.to_string(), target, &refusal);
+                log_refusal(&layer.layer.to_string(), target, &refusal);
                 Ok(false)
             }
             None => {
-                tracing::error!(layer = %digest, target, "lazy prepare panicked");
+                tracing::error!(layer = %layer.layer, target, "lazy prepare panicked");
                 Ok(false)
             }
+        }
+    }
+
+    /// Keeps that the layer was pulled as part of another image too. The layer is as lazy without it, so a
+    /// failure is only logged.
+    async fn note_source(
+        self: &Arc<Self>,
+        target: &str,
+        parent: Option<&Key>,
+        layer: &LayerLabels,
+    ) {
+        let find = || {
+            let table = self.table.read();
+            let record = table.get(table.target(target, parent)?).ok()?;
+            let lazy = record
+                .lazy
+                .as_ref()
+                .filter(|lazy| lazy.layer == layer.layer)?;
+            Some((Arc::clone(record), lazy.pulled_as(&layer.image)?))
+        };
+        let Some((record, _)) = find() else {
+            return;
+        };
+        let _held = self.locks.hold(&[&record.key], None).await;
+        let Some((old, lazy)) = find() else {
+            return;
+        };
+        let image = &layer.image;
+        self.layers
+            .add_source(&self.snapshots.folder(old.id).fs(), image);
+        let record = Record {
+            revision: self.new_revision(),
+            lazy: Some(lazy),
+            ..(*old).clone()
+        };
+        if let Err(error) = self.persist(record, Some(old), UPDATE).await {
+            tracing::warn!(layer = %layer.layer, %image, %error, "a layer's further source is not kept");
         }
     }
 
@@ -151,7 +199,7 @@ impl Inner {
     }
 
     /// The folders with the files of `parent` and of all below it, topmost first.
-    fn stack(&self, parent: Option<&Key>) -> Result<Vec<PathBuf>, Error> {
+    pub(super) fn stack(&self, parent: Option<&Key>) -> Result<Vec<PathBuf>, Error> {
         let Some(parent) = parent else {
             return Ok(Vec::new());
         };

@@ -56,6 +56,7 @@ pub use fsck::{Finding, Report, Severity, fsck};
 pub use health::Degraded;
 pub use model::{Key, Kind, Labels, Record, Stamp, Usage, labels};
 pub use prepare::Prepared;
+pub use recover::lazy_layers;
 pub use update::Mask;
 
 use crate::layer::Layers;

@@ -89,6 +89,10 @@ impl Inner {
                 return Err(error);
             }
         };
+        if !record.labels.contains_key(label::SNAPSHOT_REF) {
+            // Nothing is unpacked into it, so a container will start on it.
+            self.layers.starting(&self.stack(record.parent.as_ref())?);
+        }
         self.mounts_of(&record)
     }
 

@@ -1,11 +1,13 @@
 //! Start-up: read both copies of everything, make them agree, build the table.
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use parking_lot::{Mutex, RwLock};
 
+use crate::layer::LayerRecord;
 use crate::snapshotter::flights::Flights;
 use crate::snapshotter::folder::{Found, Snapshots};
 use crate::snapshotter::health::Health;
@@ -67,6 +69,21 @@ pub(super) fn open(parts: Parts) -> Result<Inner, Error> {
         closed: AtomicBool::new(false),
         stop: tokio_util::sync::CancellationToken::new(),
     })
+}
+
+/// The lazy layers of a root at whose mount point `wanted` holds, as their folders record them. Reads
+/// nothing else, so that a start can serve them before the database is open; what cannot be read is
+/// left to [`open`].
+pub fn lazy_layers(root: &Path, wanted: impl Fn(&Path) -> bool) -> Vec<(PathBuf, LayerRecord)> {
+    let snapshots = Snapshots::existing(root);
+    let ids = snapshots.ids().unwrap_or_default().into_iter();
+    let folders = ids.map(|id| snapshots.folder(id));
+    let wanted = folders.filter(|folder| wanted(&folder.fs()));
+    let lazy = wanted.filter_map(|folder| match folder.find() {
+        Ok(Found::Record(record)) => Some((folder.fs(), record.lazy.clone()?)),
+        _ => None,
+    });
+    lazy.collect()
 }
 
 /// What both copies say together, and the highest id ever given out.

@@ -76,15 +76,13 @@ pub enum Error {
     #[error("the toc is not utf-8 at byte {at}")]
     TocUtf8 {
         /// First byte that is not.
-        at: usize,
+        at: u64,
     },
     /// The TOC is not JSON, or not JSON of the right shape.
-    #[error("the toc is malformed at line {line} column {column}: {what}")]
+    #[error("the toc is malformed in the value at byte {at}: {what}")]
     TocJson {
-        /// Line, from 1.
-        line: usize,
-        /// Column, from 1.
-        column: usize,
+        /// Where that value begins in the JSON; lines and columns in `what` count from there.
+        at: u64,
         /// What the JSON parser says.
         what: String,
     },

@@ -11,12 +11,11 @@
 //!                                       index.json))
 //! ```
 //!
-//! How a layer is opened: [`Footer::parse`] finds the TOC, [`inflate_toc`] unpacks it,
-//! [`Toc::verify`] compares it with the digest the manifest promised, [`Toc::for_each`] hands out
-//! the layer's objects. How a chunk is read: [`MemberInflater`] (or [`inflate_member`]) inflates
+//! How a layer is opened: [`Footer::parse`] finds the TOC, [`Toc::unpack`] inflates it and compares
+//! it with the digest the manifest promised, [`Toc::for_each`] hands out the layer's objects. How a chunk is read: [`MemberInflater`] (or [`inflate_member`]) inflates
 //! the gzip member it lies in, [`verify_chunk`] compares it with the TOC's digest.
 //!
-//! Nothing here does I/O, and nothing a blob claims is believed: every function is total over its
+//! Nothing here does I/O but to read what it is given, and nothing a blob claims is believed: every function is total over its
 //! input, ends in bounded time and memory ([`Limits`]), and answers bad input with a typed
 //! [`Error`].
 
@@ -31,7 +30,9 @@ use crate::oci::Digest;
 pub use error::{EntryError, Error};
 pub use footer::{Footer, Format};
 pub use member::{MemberInflater, Status, inflate_member};
-pub use toc::{Chunk, Entry, EntryKind, Mtime, Toc, inflate_toc};
+#[cfg(test)]
+use toc::inflate_toc;
+pub use toc::{Chunk, Entry, EntryKind, Mtime, Reread, Toc};
 
 /// Name of the tar entry that holds the TOC's JSON (stargz-snapshotter `docs/estargz.md`).
 pub const TOC_NAME: &str = "stargz.index.json";
@@ -53,7 +54,7 @@ pub const LANDMARKS: [&[u8]; 2] = [PREFETCH_LANDMARK, NO_PREFETCH_LANDMARK];
 /// 64 KiB for the value of an extended attribute and for the list of their names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Size of the TOC's JSON, uncompressed, in bytes.
+    /// Size of the TOC's JSON, uncompressed, in bytes. It costs time, not memory.
     pub toc_json: u64,
     /// Entries in the TOC, chunks included.
     pub entries: u32,
@@ -66,7 +67,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            toc_json: 256 << 20,
+            toc_json: 1 << 30,
             entries: 2_000_000,
             chunk: 64 << 20,
             member: 256 << 20,

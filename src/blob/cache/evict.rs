@@ -6,15 +6,15 @@
 //! than the cache's average are copied to the pack being written, the most recent first, up to
 //! half of the pack, so that every eviction frees at least the other half. So a hot file in a
 //! cold pack survives, and one pass over the index (32 bytes a content) per pack is all it costs.
+//! A whole file goes like a pack, unless it is open, and without survivors.
 //! After a restart what is on the disk counts as unused, packs in the order they were written.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::blob::cache::Cache;
 use crate::blob::cache::index::Place;
-use crate::blob::cache::pack::Pack;
+use crate::blob::cache::store::Store;
 
 /// A record that stays though its pack goes.
 #[derive(Debug, Clone, Copy)]
@@ -27,8 +27,8 @@ pub(super) struct Survivor {
 
 /// What to evict.
 pub(super) struct Plan {
-    /// The pack that goes.
-    pub pack: Arc<Pack>,
+    /// The pack or whole file that goes.
+    pub store: Store,
     /// Its records that stay, by short key.
     pub survivors: Vec<(u128, Survivor)>,
 }
@@ -65,31 +65,40 @@ pub(super) fn plan(cache: &Cache, active: Option<u32>) -> Option<Plan> {
     });
     let packs = cache.packs.read().clone();
     let empty = Sum::default();
-    let (_, pack) = packs
+    let (_, store) = packs
         .into_iter()
-        .filter(|(id, _)| Some(*id) != active)
-        .min_by_key(|(id, pack)| {
-            let len = pack.charged.load(Ordering::Relaxed);
-            (sums.get(id).unwrap_or(&empty).average(len), *id)
+        .filter(|(id, store)| Some(*id) != active && !store.is_pinned())
+        .min_by_key(|(id, store)| {
+            let len = store.charged().load(Ordering::Relaxed);
+            let average = sums.get(id).unwrap_or(&empty).average(len);
+            (average.max(store.used().into()), *id)
         })?;
-    let survivors = survivors(cache, &pack, all.average(0));
-    Some(Plan { pack, survivors })
+    let survivors = match &store {
+        Store::Pack(_) => survivors(cache, &store, all.average(0)),
+        // Its chunks in packs would have to be copied back to it.
+        Store::Whole(_) => Vec::new(),
+    };
+    Some(Plan { store, survivors })
 }
 
-/// Forgets `pack` and unlinks its file; a read that has it open goes on.
+/// Forgets a pack or whole file and unlinks it; a read that has it open goes on.
 pub(super) fn remove(cache: &Cache, id: u32) {
-    let Some(pack) = cache.packs.write().remove(&id) else {
+    let removed = cache.packs.write().remove(&id);
+    let Some(store) = removed else {
         return;
     };
+    if let Store::Whole(whole) = &store {
+        cache.wholes.lock().remove(whole.name());
+    }
     cache.index.remove_pack(id);
-    let len = cache.uncharge(&pack);
+    let len = cache.uncharge(&store);
     if let Err(error) = cache.folder.remove(id) {
         tracing::warn!(pack = id, %error, "cannot remove an evicted cache file");
     }
     cache.counters.evicted.fetch_add(len, Ordering::Relaxed);
 }
 
-fn survivors(cache: &Cache, pack: &Pack, average: u64) -> Vec<(u128, Survivor)> {
+fn survivors(cache: &Cache, pack: &Store, average: u64) -> Vec<(u128, Survivor)> {
     let mut warm = Vec::new();
     cache.index.for_each(&mut |row| {
         if row.place.pack == pack.id() && u64::from(row.used) > average {
@@ -103,7 +112,7 @@ fn survivors(cache: &Cache, pack: &Pack, average: u64) -> Vec<(u128, Survivor)> 
         }
     });
     warm.sort_unstable_by_key(|(short, row)| (std::cmp::Reverse(row.used), *short));
-    let mut room = pack.charged.load(Ordering::Relaxed) / 2;
+    let mut room = pack.charged().load(Ordering::Relaxed) / 2;
     warm.retain(|(_, row)| {
         let fits = u64::from(row.place.size) < room;
         room = room.saturating_sub(u64::from(row.place.size));

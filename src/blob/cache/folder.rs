@@ -11,9 +11,13 @@ use std::path::Path;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use crate::blob::cache::Error;
+use crate::blob::cache::whole::WHOLE;
 
 const LOCK: &str = "lock";
 const SUFFIX: &str = ".pack";
+/// A whole file, and its checksums.
+const DATA: &str = ".file";
+const SUMS: &str = ".sums";
 
 /// The folder, locked against a second process as long as this lives.
 pub(super) struct Folder {
@@ -46,27 +50,48 @@ impl Folder {
         }
     }
 
-    /// The numbers of all packs, ascending. Other names are left alone.
+    /// The numbers of all packs and whole files, ascending. Other names are left alone.
     pub(super) fn packs(&self) -> io::Result<Vec<u32>> {
         let mut packs = Vec::new();
         for entry in rustix::fs::Dir::read_from(&self.dir)? {
             let entry = entry?;
             let name = entry.file_name().to_str().unwrap_or_default();
-            let id = name.strip_suffix(SUFFIX).filter(|hex| hex.len() == 8);
-            packs.extend(id.and_then(|hex| u32::from_str_radix(hex, 16).ok()));
+            let is_whole = |id: &u32| id & WHOLE != 0;
+            let number = |suffix| {
+                let hex = name.strip_suffix(suffix).filter(|hex| hex.len() == 8);
+                hex.and_then(|hex| u32::from_str_radix(hex, 16).ok())
+            };
+            packs.extend(number(SUFFIX).filter(|id| !is_whole(id)));
+            packs.extend(number(DATA).or_else(|| number(SUMS)).filter(is_whole));
         }
         packs.sort_unstable();
+        packs.dedup();
         Ok(packs)
     }
 
     /// Makes the empty file of pack `id`.
     pub(super) fn create(&self, id: u32) -> io::Result<File> {
-        self.file(id, OFlags::CREATE | OFlags::EXCL)
+        self.file(&name(id, SUFFIX), OFlags::CREATE | OFlags::EXCL)
+    }
+
+    /// Makes the empty files of whole file `id`: content and checksums.
+    pub(super) fn create_whole(&self, id: u32) -> io::Result<(File, File)> {
+        let create = |suffix| self.file(&name(id, suffix), OFlags::CREATE | OFlags::EXCL);
+        Ok((create(DATA)?, create(SUMS)?))
+    }
+
+    /// Opens the files of whole file `id`; an error if they are not regular files.
+    pub(super) fn open_whole(&self, id: u32) -> io::Result<(File, File)> {
+        Ok((self.regular(id, DATA)?, self.regular(id, SUMS)?))
     }
 
     /// Opens the file of pack `id`; an error if it is not a regular file.
     pub(super) fn open_pack(&self, id: u32) -> io::Result<File> {
-        let file = self.file(id, OFlags::NONBLOCK)?;
+        self.regular(id, SUFFIX)
+    }
+
+    fn regular(&self, id: u32, suffix: &str) -> io::Result<File> {
+        let file = self.file(&name(id, suffix), OFlags::NONBLOCK)?;
         if file.metadata()?.is_file() {
             Ok(file)
         } else {
@@ -74,13 +99,21 @@ impl Folder {
         }
     }
 
-    /// Removes the file of pack `id`. Who has it open can go on reading.
+    /// Removes the file of pack `id`, or both of whole file `id`. Who has it open can go on reading.
     pub(super) fn remove(&self, id: u32) -> io::Result<()> {
-        Ok(rustix::fs::unlinkat(
-            &self.dir,
-            name(id),
-            rustix::fs::AtFlags::empty(),
-        )?)
+        let none = rustix::fs::AtFlags::empty();
+        let unlink = |suffix| rustix::fs::unlinkat(&self.dir, name(id, suffix), none);
+        if id & WHOLE == 0 {
+            return Ok(unlink(SUFFIX)?);
+        }
+        // A crash may have left one of them.
+        for suffix in [DATA, SUMS] {
+            match unlink(suffix) {
+                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Total, free and available bytes of the disk.
@@ -94,13 +127,13 @@ impl Folder {
         ))
     }
 
-    fn file(&self, id: u32, flags: OFlags) -> io::Result<File> {
+    fn file(&self, name: &str, flags: OFlags) -> io::Result<File> {
         let flags = flags | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&self.dir, name(id), flags, Mode::RUSR | Mode::WUSR)?;
+        let file = rustix::fs::openat(&self.dir, name, flags, Mode::RUSR | Mode::WUSR)?;
         Ok(file.into())
     }
 }
 
-fn name(id: u32) -> String {
-    format!("{id:08x}{SUFFIX}")
+fn name(id: u32, suffix: &str) -> String {
+    format!("{id:08x}{suffix}")
 }

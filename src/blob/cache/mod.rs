@@ -1,7 +1,8 @@
 //! The cache on disk: verified content of all layers, found by its digest.
 //!
 //! Layout: a folder of append-only *pack* files and a lock; `CACHE_FORMAT.md` beside this folder
-//! draws every byte. Small contents share a pack, so none costs a file of its own.
+//! draws every byte. Small contents share a pack, so none costs a file of its own; a large file can
+//! be kept as a file ([`whole`]), for the kernel to read by itself.
 //!
 //! Promises: what a read returns has the promised digest or none was promised; the files together
 //! stay within `max_size`, apart from packs that were evicted while a read had them open and one
@@ -9,24 +10,31 @@
 //! least recently used content goes first; whatever a disk does (full, failing, garbled) becomes
 //! a miss, and writing is tried again by itself.
 //!
-//! Locking: `writer` (one appends at a time) before `packs` (a read holds it for one look-up)
-//! before a shard of the index (likewise); the two inner ones are never held together. A read
+//! Locking: `writer` (one appends at a time) before `packs` (a read holds it for one look-up),
+//! `wholes` or a shard of the index (likewise); the inner ones are never held together. A read
 //! takes neither `writer` nor any lock during I/O.
 //!
 //! Crash behaviour: see [`pack`]; nothing is lost but the records that were being written.
 
+mod blocks;
 mod evict;
+mod files;
 mod folder;
 mod index;
 mod pack;
 mod record;
+mod store;
+mod sums;
 mod sweep;
+mod whole;
 mod writer;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod whole_tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,15 +45,20 @@ use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
 use crate::blob::size::ByteSize;
+use crate::oci::Digest;
 
 use folder::Folder;
 use index::{Index, Place};
 use pack::{MAX_PACK, Pack};
 use record::{LINE, TRAILER};
+use store::Store;
+use whole::{WHOLE, Whole};
 use writer::Writer;
 
+pub use files::Large;
 pub use record::{Key, Verified};
 pub use sweep::{Sweep, Swept};
+pub use whole::{Home, WholeFile};
 
 /// Why a cache cannot be opened. Later trouble is a miss, never an error.
 #[derive(Debug, thiserror::Error)]
@@ -117,7 +130,11 @@ struct Counters {
 pub struct Cache {
     folder: Folder,
     index: Index,
-    packs: RwLock<BTreeMap<u32, Arc<Pack>>>,
+    /// Packs and whole files, by number.
+    packs: RwLock<BTreeMap<u32, Store>>,
+    /// Whole files by the name of their content.
+    wholes: Mutex<HashMap<Digest, Arc<Whole>>>,
+    boot: Option<[u8; 16]>,
     writer: Mutex<Writer>,
     counters: Counters,
     clock: Clock,
@@ -136,6 +153,8 @@ impl Cache {
             folder: Folder::open(path)?,
             index: Index::new(),
             packs: RwLock::default(),
+            wholes: Mutex::default(),
+            boot: sums::boot(),
             writer: Mutex::new(Writer::default()),
             counters: Counters::default(),
             clock: Clock::new(),
@@ -171,13 +190,13 @@ impl Cache {
         if place.size != key.size() {
             return false;
         }
-        let pack = self.packs.read().get(&place.pack).cloned();
+        let store = self.packs.read().get(&place.pack).cloned();
         // Evicted between the two look-ups.
-        let Some(pack) = pack else { return false };
-        match pack.read(place.offset, key, at, out) {
+        let Some(store) = store else { return false };
+        match store.read(place.offset, key, at, out) {
             Ok(()) => true,
             Err(damage) => {
-                self.drop_damaged(key, place, &damage);
+                self.drop_damaged(key, place, &store, &damage);
                 false
             }
         }
@@ -237,13 +256,18 @@ impl Cache {
         let ids = self.folder.packs()?;
         let mut writer = self.writer.lock();
         for id in ids {
-            writer.next_id = id.checked_add(1).ok_or(io::ErrorKind::FileTooLarge)?;
-            if let Err(error) = self.load_pack(&mut writer, id) {
+            let loaded = if id & WHOLE == 0 {
+                writer.next_id = id.checked_add(1).ok_or(io::ErrorKind::FileTooLarge)?;
+                self.load_pack(&mut writer, id)
+            } else {
+                self.scan_whole(&mut writer, id)
+            };
+            if let Err(error) = loaded {
                 // One bad file must not cost the others; a later start may read it again.
                 tracing::warn!(pack = id, %error, "cache file cannot be read, leaving it aside");
             }
         }
-        writer.make_room(self, 0);
+        let _ = writer.make_room(self, 0);
         Ok(())
     }
 
@@ -264,33 +288,37 @@ impl Cache {
             };
             self.index.put(key.short(), place, 0);
         })?;
-        self.packs.write().insert(id, Arc::clone(&pack));
+        let store = Store::Pack(Arc::clone(&pack));
+        self.packs.write().insert(id, store.clone());
         if sealed {
-            self.charge(&pack, pack.len()?);
+            self.charge(&store, pack.len()?);
         } else {
-            self.charge(&pack, end + records * LINE as u64 + TRAILER as u64);
+            self.charge(&store, end + records * LINE as u64 + TRAILER as u64);
             writer.adopt(self, pack, end);
         }
         Ok(())
     }
 
-    /// Counts bytes that `pack` takes or will have taken when it is sealed. Only under `writer`.
-    fn charge(&self, pack: &Pack, bytes: u64) {
-        pack.charged.fetch_add(bytes, Ordering::Relaxed);
+    /// Counts bytes that `store` takes or will have taken when it is sealed. Only under `writer`.
+    fn charge(&self, store: &Store, bytes: u64) {
+        store.charged().fetch_add(bytes, Ordering::Relaxed);
         self.counters.held.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// The inverse of [`Self::charge`], for all of `pack`; yields what it was counted with. Only
+    /// The inverse of [`Self::charge`], for all of `store`; yields what it was counted with. Only
     /// under `writer`.
-    fn uncharge(&self, pack: &Pack) -> u64 {
-        let bytes = pack.charged.swap(0, Ordering::Relaxed);
+    fn uncharge(&self, store: &Store) -> u64 {
+        let bytes = store.charged().swap(0, Ordering::Relaxed);
         let held = self.counters.held.load(Ordering::Relaxed);
         let rest = held.saturating_sub(bytes);
         self.counters.held.store(rest, Ordering::Relaxed);
         bytes
     }
 
-    fn drop_damaged(&self, key: &Key, place: Place, damage: &pack::Damage) {
+    fn drop_damaged(&self, key: &Key, place: Place, store: &Store, damage: &blocks::Damage) {
+        if let Store::Whole(whole) = store {
+            whole.damaged(place.offset);
+        }
         if self.index.remove(key.short(), place) {
             self.counters.damaged.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(

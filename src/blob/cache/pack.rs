@@ -13,25 +13,11 @@ use std::io::{self, BufReader, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::AtomicU64;
 
-use crate::blob::cache::record::{
-    BLOCK, HEADER, Key, LINE, PACK_HEADER, TRAILER, Trailer, pack_header,
-};
+use crate::blob::cache::blocks::{Blocks, Damage, GROUP, Sums};
+use crate::blob::cache::record::{HEADER, Key, LINE, PACK_HEADER, TRAILER, Trailer, pack_header};
 
-/// Blocks whose checksums are read together with the header: 1 MiB of content.
-const GROUP: usize = 64;
 /// A pack's offsets are 32 bits; this leaves room for the closing list.
 pub(super) const MAX_PACK: u64 = 2 << 30;
-
-/// Why a record cannot be served. Either way it is dropped and fetched again.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Damage {
-    #[error("reading: {0}")]
-    Io(#[from] io::Error),
-    #[error("the record's header is damaged or another's")]
-    Header,
-    #[error("checksum of block {0} is wrong")]
-    Block(u32),
-}
 
 /// An open pack file. Readers hold it by `Arc`, so an evicted pack stays readable to them.
 pub(super) struct Pack {
@@ -108,31 +94,16 @@ impl Pack {
         if Key::read_header(self.id, offset, header) != Some(*key) {
             return Err(Damage::Header);
         }
-        let mut from = at as usize;
-        let mut rest = out;
-        let mut loaded = 0;
-        while !rest.is_empty() {
-            let group = from / (GROUP * BLOCK as usize);
-            if group != loaded {
-                let table_at = u64::from(offset) + (HEADER + 4 * GROUP * group) as u64;
-                let len = 4 * (blocks - GROUP * group).min(GROUP);
-                self.file.read_exact_at(&mut table[..len], table_at)?;
-                loaded = group;
-            }
-            let group_end = (group + 1) * GROUP * BLOCK as usize;
-            let (now, later) = rest.split_at_mut(rest.len().min(group_end - from));
-            Group {
-                pack: self,
-                offset,
-                key,
-                table,
-                first: group * GROUP,
-            }
-            .read(from, now)?;
-            from += now.len();
-            rest = later;
-        }
-        Ok(())
+        let content = u64::from(offset) + key.record_len() - u64::from(key.size());
+        let blocks = Blocks {
+            key,
+            content: &self.file,
+            start: content,
+            sums: &self.file,
+            table: u64::from(offset) + HEADER as u64,
+        };
+        let table: &Sums = (&*table).try_into().map_err(|_| Damage::Header)?;
+        blocks.read(at, out, Some(table))
     }
 
     /// The name of the record at `offset`, if its header is sound.
@@ -232,69 +203,5 @@ impl Pack {
             reader.seek_relative(i64::try_from(skip).unwrap_or(i64::MAX))?;
         }
         Ok(at)
-    }
-}
-
-/// Up to [`GROUP`] blocks of one record whose part of the checksum table has been read.
-struct Group<'a> {
-    pack: &'a Pack,
-    offset: u32,
-    key: &'a Key,
-    table: &'a [u8],
-    /// Number of the first block of the group.
-    first: usize,
-}
-
-impl Group<'_> {
-    /// Fills `out` from `from` of the content: whole blocks straight, the ends through a block of
-    /// stack.
-    fn read(&self, mut from: usize, mut out: &mut [u8]) -> Result<(), Damage> {
-        let (block, size) = (BLOCK as usize, self.key.size() as usize);
-        while !out.is_empty() {
-            let (number, stop) = (from / block, from + out.len());
-            let start = number * block;
-            // The last block of the content counts as whole, short as it may be.
-            let full = if stop == size {
-                stop
-            } else {
-                stop - stop % block
-            };
-            let taken = if from == start && full > from {
-                let now = &mut out[..full - from];
-                self.fill(from, now)?;
-                for (number, bytes) in (number..).zip(now.chunks(block)) {
-                    self.check(number, bytes)?;
-                }
-                now.len()
-            } else {
-                let mut scratch = [0; BLOCK as usize];
-                let scratch = &mut scratch[..size.min(start + block) - start];
-                self.fill(start, scratch)?;
-                self.check(number, scratch)?;
-                let wanted = &scratch[from - start..];
-                let len = out.len().min(wanted.len());
-                out[..len].copy_from_slice(&wanted[..len]);
-                len
-            };
-            from += taken;
-            out = &mut out[taken..];
-        }
-        Ok(())
-    }
-
-    fn fill(&self, at: usize, out: &mut [u8]) -> Result<(), Damage> {
-        let start = u64::from(self.offset) + self.key.record_len() - u64::from(self.key.size());
-        Ok(self.pack.file.read_exact_at(out, start + at as u64)?)
-    }
-
-    fn check(&self, number: usize, bytes: &[u8]) -> Result<(), Damage> {
-        let block = u32::try_from(number).map_err(|_| Damage::Header)?;
-        let at = 4 * (number - self.first);
-        let stored = self.table.get(at..at + 4).ok_or(Damage::Block(block))?;
-        if stored == self.key.checksum(block, bytes).to_le_bytes() {
-            Ok(())
-        } else {
-            Err(Damage::Block(block))
-        }
     }
 }

@@ -3,6 +3,7 @@
 //! `CACHE_FORMAT.md` draws the layout; all numbers are little-endian. Nothing read from a disk is
 //! believed before its checksum fits, and no length read from it is used before it was bounded.
 
+use crate::blob::cache::whole::Home;
 use crate::blob::map::Proof;
 use crate::oci::Digest;
 
@@ -86,6 +87,18 @@ impl Key {
 
     /// Appends header and checksum table of the record at `offset` of pack `pack`.
     pub(super) fn write_head(&self, pack: u32, offset: u32, content: &[u8], out: &mut Vec<u8>) {
+        self.write_head_at(pack, offset, 0, content, out);
+    }
+
+    /// The same of chunk `offset` of whole file `pack`, which lies at `at` in it.
+    pub(super) fn write_head_at(
+        &self,
+        pack: u32,
+        offset: u32,
+        at: u64,
+        content: &[u8],
+        out: &mut Vec<u8>,
+    ) {
         let mut header = [0; HEADER];
         header[..4].copy_from_slice(&RECORD_MAGIC.to_le_bytes());
         header[4] = u8::from(self.proven);
@@ -93,6 +106,7 @@ impl Key {
         header[12..16].copy_from_slice(&pack.to_le_bytes());
         header[16..48].copy_from_slice(self.digest.as_bytes());
         header[48..52].copy_from_slice(&offset.to_le_bytes());
+        header[52..60].copy_from_slice(&at.to_le_bytes());
         let crc = crc32fast::hash(&header[..60]);
         header[60..].copy_from_slice(&crc.to_le_bytes());
         out.extend_from_slice(&header);
@@ -120,6 +134,11 @@ impl Key {
             proven,
             size,
         })
+    }
+
+    /// Where in its whole file a chunk with this sound header lies; 0 in a pack.
+    pub(super) fn read_at(header: &[u8; HEADER]) -> u64 {
+        wide(header, 52)
     }
 
     /// The line of the closing list that says that this content lies at `offset`.
@@ -166,6 +185,7 @@ pub(super) const fn record_len(size: u32) -> u64 {
 pub struct Verified<'a> {
     key: Key,
     bytes: &'a [u8],
+    home: Option<&'a Home>,
 }
 
 impl<'a> Verified<'a> {
@@ -176,12 +196,25 @@ impl<'a> Verified<'a> {
         (fits && proof.accepts(bytes)).then(|| Self {
             key: Key::new(proof, size),
             bytes,
+            home: None,
         })
     }
 
     /// Content that came out of the cache under `key`, each block checked.
     pub(super) const fn from_cache(key: Key, bytes: &'a [u8]) -> Self {
-        Self { key, bytes }
+        let home = None;
+        Self { key, bytes, home }
+    }
+
+    /// The same, to be written to its place in a whole file.
+    #[must_use]
+    pub const fn at(self, home: Option<&'a Home>) -> Self {
+        Self { home, ..self }
+    }
+
+    /// Its place in a whole file, if it has one.
+    pub(super) const fn home(&self) -> Option<&'a Home> {
+        self.home
     }
 
     /// Its name.
@@ -255,8 +288,15 @@ impl Trailer {
     }
 }
 
+/// The wide number at a constant position of a fixed-size array.
+pub(super) fn wide<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
+    let mut eight = [0; 8];
+    eight.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(eight)
+}
+
 /// The number at a constant position of a fixed-size array.
-fn number<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
+pub(super) fn number<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
     let mut four = [0; 4];
     four.copy_from_slice(&bytes[at..at + 4]);
     u32::from_le_bytes(four)

@@ -12,13 +12,12 @@
 //! them twice: the newer counts, the older is dead to the next sweep.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::blob::cache::Cache;
 use crate::blob::cache::evict::{self, Survivor};
-use crate::blob::cache::pack::Pack;
 use crate::blob::cache::record::Key;
+use crate::blob::cache::store::Store;
 use crate::blob::cache::writer::{self, EMPTY};
 
 /// Records copied before others may write.
@@ -94,17 +93,18 @@ impl Sweep<'_> {
 }
 
 /// Packs that are worth writing anew, or hold nothing live at all.
-fn dying(cache: &Cache) -> Vec<Arc<Pack>> {
+fn dying(cache: &Cache) -> Vec<Store> {
     let mut live: BTreeMap<u32, u64> = BTreeMap::new();
     cache.index.for_each(&mut |row| {
         *live.entry(row.place.pack).or_default() += writer::cost_of(row.place.size);
     });
     let packs: Vec<_> = cache.packs.read().values().cloned().collect();
-    let is_dying = |pack: &Arc<Pack>| {
-        let charged = pack.charged.load(Ordering::Relaxed);
+    let is_dying = |pack: &Store| {
+        let charged = pack.charged().load(Ordering::Relaxed);
         let live = live.get(&pack.id()).copied().unwrap_or(0);
         let dead = charged.saturating_sub(live + EMPTY);
-        live == 0 || dead >= (charged / DEAD_SHARE).max(1)
+        // What the kernel reads by itself goes when it is closed, by a later sweep or the bound.
+        !pack.is_pinned() && (live == 0 || dead >= (charged / DEAD_SHARE).max(1))
     };
     packs.into_iter().filter(is_dying).collect()
 }
@@ -113,7 +113,7 @@ fn dying(cache: &Cache) -> Vec<Arc<Pack>> {
 ///
 /// The pack is not counted meanwhile, so a full cache makes room for what it holds anyway; its
 /// files are beyond the bound by one pack at most.
-fn compact(cache: &Cache, pack: &Arc<Pack>) -> bool {
+fn compact(cache: &Cache, pack: &Store) -> bool {
     let charged = {
         let mut writer = cache.writer.lock();
         if !cache.packs.read().contains_key(&pack.id()) {

@@ -143,7 +143,7 @@ fn disk_bytes_when_sealed(cache: &Cache) -> u64 {
         .packs
         .read()
         .values()
-        .map(|pack| pack.charged.load(Ordering::Relaxed))
+        .map(|pack| pack.charged().load(Ordering::Relaxed))
         .sum()
 }
 
@@ -202,7 +202,7 @@ fn a_read_goes_on_while_its_pack_is_evicted() {
     let bytes = content(1, 40_000);
     insert(&cache, &bytes);
     let place = cache.index.peek(key(&bytes).short()).unwrap();
-    let pack = Arc::clone(&cache.packs.read()[&place.pack]);
+    let pack = cache.packs.read()[&place.pack].clone();
     evict::remove(&cache, place.pack);
     assert!(!cache.contains(&key(&bytes)));
     let mut out = vec![0; bytes.len()];

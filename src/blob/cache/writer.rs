@@ -15,6 +15,8 @@ use crate::blob::cache::evict;
 use crate::blob::cache::index::Place;
 use crate::blob::cache::pack::Pack;
 use crate::blob::cache::record::{Key, LINE, PACK_HEADER, TRAILER, Verified, record_len};
+use crate::blob::cache::store::Store;
+use crate::blob::cache::whole::Home;
 
 /// Contents up to this size are copied together before they are written.
 const BATCH: usize = 256 << 10;
@@ -28,6 +30,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 pub(super) struct Writer {
     /// Number of the next pack.
     pub next_id: u32,
+    /// Number of the next whole file, without the bit that marks it.
+    pub next_whole: u32,
     active: Option<Active>,
     buffer: Vec<u8>,
     /// Contents in `buffer` that the index does not know yet.
@@ -61,23 +65,25 @@ impl Writer {
         }
     }
 
-    /// Evicts until `need` more bytes fit below the bound.
-    pub(super) fn make_room(&mut self, cache: &Cache, need: u64) {
+    /// Evicts until `need` more bytes fit below the bound; false if they do not, because whole
+    /// files that are open fill it.
+    pub(super) fn make_room(&mut self, cache: &Cache, need: u64) -> bool {
         while cache.counters.held.load(Ordering::Relaxed) + need > cache.max_size {
             let active = self.active.as_ref().map(|active| active.pack.id());
             let Some(plan) = evict::plan(cache, active) else {
                 // Only the pack being written is left: give it up too, if it is the excess.
                 match self.active.take() {
                     Some(active) => seal(&active),
-                    None => return,
+                    None => return false,
                 }
                 continue;
             };
-            evict::remove(cache, plan.pack.id());
+            evict::remove(cache, plan.store.id());
             for (short, row) in &plan.survivors {
-                self.rescue(cache, &plan.pack, *short, *row);
+                self.rescue(cache, &plan.store, *short, *row);
             }
         }
+        true
     }
 
     /// Goes on writing a pack that a previous process left open, or closes it if it is too full.
@@ -113,7 +119,15 @@ impl Writer {
             if held || cost(key) + EMPTY > cache.max_size {
                 continue;
             }
-            self.open_pack(cache, key)?;
+            if let Some(home) = content.home()
+                && self.put_home(cache, content, home)?
+            {
+                written += u64::from(key.size());
+                continue;
+            }
+            if !self.open_pack(cache, key)? {
+                continue;
+            }
             self.push(cache, content)?;
             written += u64::from(key.size());
             if self.buffer.len() >= BATCH {
@@ -124,8 +138,34 @@ impl Writer {
         Ok(written)
     }
 
-    /// Sees to it that a pack is open and has room for `key`, below the bound.
-    fn open_pack(&mut self, cache: &Cache, key: &Key) -> io::Result<()> {
+    /// Writes a content to its place in a whole file; false if that is gone or there is no room.
+    pub(super) fn put_home(
+        &mut self,
+        cache: &Cache,
+        content: &Verified<'_>,
+        home: &Home,
+    ) -> io::Result<bool> {
+        let (key, whole) = (content.key(), &home.whole);
+        self.flush(cache, cache.clock.now())?;
+        // May evict that very file.
+        let room = self.make_room(cache, key.size().into());
+        if !room || !cache.packs.read().contains_key(&whole.id()) {
+            return Ok(false);
+        }
+        let taken = whole.write(home.number, home.at, key, content.bytes())?;
+        cache.charge(&Store::Whole(Arc::clone(whole)), taken);
+        let place = Place {
+            pack: whole.id(),
+            offset: home.number,
+            size: key.size(),
+        };
+        cache.index.put(key.short(), place, cache.clock.now());
+        Ok(true)
+    }
+
+    /// Sees to it that a pack is open and has room for `key`, below the bound; false if there is
+    /// none to be had.
+    fn open_pack(&mut self, cache: &Cache, key: &Key) -> io::Result<bool> {
         let buffered = self.buffer.len() as u64;
         let full = |active: &Active| {
             active.end > PACK_HEADER as u64
@@ -141,7 +181,9 @@ impl Writer {
         let need = pending + cost(key) + EMPTY;
         if cache.counters.held.load(Ordering::Relaxed) + need > cache.max_size {
             self.flush(cache, cache.clock.now())?;
-            self.make_room(cache, cost(key) + EMPTY);
+            if !self.make_room(cache, cost(key) + EMPTY) {
+                return Ok(false);
+            }
         }
         if self.active.is_none() {
             let id = self.next_id;
@@ -149,14 +191,15 @@ impl Writer {
             let pack = Pack::create(id, cache.folder.create(id)?)
                 .inspect_err(|_| _ = cache.folder.remove(id))?;
             let pack = Arc::new(pack);
-            cache.packs.write().insert(id, Arc::clone(&pack));
-            cache.charge(&pack, EMPTY);
+            let store = Store::Pack(Arc::clone(&pack));
+            cache.packs.write().insert(id, store.clone());
+            cache.charge(&store, EMPTY);
             self.active = Some(Active {
                 pack,
                 end: PACK_HEADER as u64,
             });
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Adds a record to the buffer; of a large one only the head, and writes both at once.
@@ -201,8 +244,14 @@ impl Writer {
         Ok(())
     }
 
-    /// Copies a record that deserves to stay from a pack that goes.
-    pub(super) fn rescue(&mut self, cache: &Cache, from: &Pack, short: u128, row: evict::Survivor) {
+    /// Copies a content that deserves to stay from what goes.
+    pub(super) fn rescue(
+        &mut self,
+        cache: &Cache,
+        from: &Store,
+        short: u128,
+        row: evict::Survivor,
+    ) {
         let offset = row.place.offset;
         let same = |key: &Key| key.short() == short && key.size() == row.place.size;
         let Some(key) = from.key_at(offset).filter(same) else {
@@ -218,14 +267,17 @@ impl Writer {
         }
         let copied = self
             .open_pack(cache, &key)
-            .and_then(|()| self.push(cache, &Verified::from_cache(key, &content)))
+            .and_then(|open| match open {
+                true => self.push(cache, &Verified::from_cache(key, &content)),
+                false => Ok(()),
+            })
             .and_then(|()| self.flush(cache, row.used));
         if let Err(error) = copied {
             self.pause(cache, &error);
         }
     }
 
-    fn pause(&mut self, cache: &Cache, error: &io::Error) {
+    pub(super) fn pause(&mut self, cache: &Cache, error: &io::Error) {
         self.pending.clear();
         self.buffer = Vec::new();
         if let Some(active) = &self.active {
@@ -249,7 +301,7 @@ impl Writer {
     fn shrink(&self, cache: &Cache) {
         let active = self.active.as_ref().map(|active| active.pack.id());
         if let Some(plan) = evict::plan(cache, active) {
-            evict::remove(cache, plan.pack.id());
+            evict::remove(cache, plan.store.id());
         }
     }
 }
@@ -265,8 +317,8 @@ pub(super) const fn cost_of(size: u32) -> u64 {
 }
 
 /// Makes a record that was written known.
-fn settle(cache: &Cache, pack: &Pack, key: &Key, offset: u32, used: u32) {
-    cache.charge(pack, cost(key));
+fn settle(cache: &Cache, pack: &Arc<Pack>, key: &Key, offset: u32, used: u32) {
+    cache.charge(&Store::Pack(Arc::clone(pack)), cost(key));
     cache.index.put(
         key.short(),
         Place {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::blob::cache::{Key, Verified};
+use crate::blob::cache::{Home, Key, Verified};
 use crate::blob::fetch::layer::Layer;
 use crate::blob::fetch::plan::Class;
 use crate::blob::map::{ChunkId, ChunkInfo, MemberId};
@@ -101,6 +101,8 @@ struct Found {
     info: ChunkInfo,
     /// Start in the buffer.
     at: usize,
+    /// Where it is to lie in a large file.
+    home: Option<Home>,
 }
 
 /// What of a job is good, and which members are not.
@@ -151,11 +153,14 @@ impl Worker {
             .good
             .iter()
             .filter_map(|found| {
-                Verified::check(&found.info.proof, found.info.size, content(found)?).or_else(|| {
-                    let what = format!("chunk {} has another digest", found.id.0);
-                    sorted.bad.push((found.info.member.0, what));
-                    None
-                })
+                let checked = Verified::check(&found.info.proof, found.info.size, content(found)?);
+                checked
+                    .map(|good| good.at(found.home.as_ref()))
+                    .or_else(|| {
+                        let what = format!("chunk {} has another digest", found.id.0);
+                        sorted.bad.push((found.info.member.0, what));
+                        None
+                    })
             })
             .collect();
         let shared = job.layer.fetcher();
@@ -166,6 +171,9 @@ impl Worker {
                 .iter()
                 .map(|content| (*content.key(), content.bytes())),
         );
+        for found in sorted.good.iter().filter(|found| found.home.is_some()) {
+            job.layer.whole.written(found.id);
+        }
         job.layer
             .decoded(job.members.iter().map(|(member, _)| *member), sorted.bad);
     }
@@ -196,7 +204,8 @@ impl Worker {
             match (at, end) {
                 _ if !needed => {}
                 (Some(at), Some(end)) if end <= self.out.len() => {
-                    sorted.good.push(Found { id, info, at });
+                    let home = layer.whole.home(id);
+                    sorted.good.push(Found { id, info, at, home });
                 }
                 _ => {
                     let what = match &inflated {

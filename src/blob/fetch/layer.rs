@@ -4,6 +4,7 @@
 //! alone. None is held across an await.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -23,6 +24,7 @@ use crate::blob::fetch::stream::Receiver;
 use crate::blob::map::{ChunkId, ChunkInfo, LayerMap, MemberId};
 use crate::blob::read::ReadError;
 use crate::blob::stats::{Counters, LayerStats};
+use crate::blob::whole::WholeFiles;
 use crate::registry::{self, RangeSource};
 
 /// Share of the cache that the background of one layer may fill: a layer that is larger than the
@@ -44,11 +46,14 @@ pub(in crate::blob) struct Layer {
     pub(super) plan: Mutex<Plan>,
     pub(in crate::blob) counters: Counters,
     pub(in crate::blob) ahead: ReadAhead,
+    pub(in crate::blob) whole: Arc<WholeFiles>,
     cancel: CancellationToken,
     /// Members that were corrupt, and how often in a row.
     attempts: Mutex<HashMap<u32, u32>>,
     /// Inflated bytes that the background has asked for.
     background: AtomicU64,
+    /// When a reader of it last had to wait, in [`limit::LastMiss`](super::limit::LastMiss)'s time: the background prefers it.
+    pub(super) missed: AtomicU64,
     /// Failures of the background in a row; it rests while this has its top bit set.
     failures: AtomicU32,
 }
@@ -68,6 +73,10 @@ impl Layer {
         Arc::new(Self {
             id: fetcher.next_layer.fetch_add(1, Ordering::Relaxed),
             ahead: ReadAhead::new(fetcher.config.readahead.0),
+            whole: Arc::new(WholeFiles::new(
+                Arc::clone(&fetcher.cache),
+                Arc::clone(&map),
+            )),
             fetcher: Arc::clone(fetcher),
             source,
             map,
@@ -76,6 +85,7 @@ impl Layer {
             cancel: CancellationToken::new(),
             attempts: Mutex::default(),
             background: AtomicU64::new(0),
+            missed: AtomicU64::new(0),
             failures: AtomicU32::new(0),
         })
     }
@@ -84,22 +94,27 @@ impl Layer {
         &self.fetcher
     }
 
-    /// Starts the prefetch up to the landmark and the background.
-    pub(in crate::blob) fn start(self: &Arc<Self>) {
-        let members = self.map.member_count();
-        if let Some(end) = self
-            .map
-            .prefetch_end()
-            .filter(|_| self.fetcher.config.prefetch)
-        {
-            let before = |member: &u32| {
-                self.map
-                    .member(MemberId(*member))
-                    .is_some_and(|member| member.offset < end)
-            };
-            self.want((0..members).take_while(before), Class::List);
+    /// Starts the prefetch up to the landmark.
+    pub(in crate::blob) fn start_landmark(self: &Arc<Self>) {
+        if self.fetcher.config.prefetch {
+            self.want(self.landmark_members(), Class::List);
         }
+    }
+
+    /// The members before the landmark.
+    pub(in crate::blob) fn landmark_members(&self) -> impl Iterator<Item = u32> {
+        let end = self.map.prefetch_end().unwrap_or(0);
+        let before = move |member: &u32| {
+            let place = self.map.member(MemberId(*member));
+            place.is_some_and(|member| member.offset < end)
+        };
+        (0..self.map.member_count()).take_while(before)
+    }
+
+    /// Gives the background all that is missing.
+    pub(in crate::blob) fn start_background(self: &Arc<Self>) {
         if self.fetcher.config.background {
+            let members = self.map.member_count();
             self.plan.lock().add_rest(0..members);
             self.fetcher.add_background(self);
         }
@@ -165,6 +180,7 @@ impl Layer {
     /// Sees to it that the chunk is on its way, and yields what to wait for.
     pub(in crate::blob) fn join(self: &Arc<Self>, info: &ChunkInfo) -> Ticket {
         let key = Key::new(&info.proof, info.size);
+        self.note_miss(info.member);
         let held = || self.fetcher.cache.contains(&key);
         let ticket = match self.fetcher.flights.join(key, self.id, &held) {
             Join::Held => Ticket(None),
@@ -180,6 +196,14 @@ impl Layer {
             self.close();
         }
         ticket
+    }
+
+    fn note_miss(&self, member: MemberId) {
+        self.missed
+            .store(self.fetcher.last_miss.note(), Ordering::Relaxed);
+        if let Some(place) = self.map.member(member) {
+            self.plan.lock().follow.miss(member.0, place.offset);
+        }
     }
 
     /// Waits for a chunk.
@@ -219,8 +243,13 @@ impl Layer {
         }
     }
 
+    /// Most requests of the background at a time while readers of this layer wait, of `all`.
+    pub(super) fn follows(&self, all: NonZeroU32) -> u32 {
+        self.plan.lock().follow.requests(all.get())
+    }
+
     /// The next segment for the background, unless there is none or it rests.
-    pub(super) fn claim_background(&self, cache: u64) -> Option<Segment> {
+    pub(super) fn claim_background(&self, cache: u64, busy: bool) -> Option<Segment> {
         let resting = self.failures.load(Ordering::Relaxed) & RESTING != 0;
         if resting || self.cancel.is_cancelled() {
             return None;
@@ -231,7 +260,7 @@ impl Layer {
             plan.clear_rest();
             return None;
         }
-        let segment = plan.claim_rest(&self.view(&|member| self.missing(member)))?;
+        let segment = plan.claim_rest(busy, &self.view(&|member| self.missing(member)))?;
         let inflated = segment
             .members
             .clone()
@@ -374,10 +403,12 @@ impl Layer {
     fn corrupt(self: &Arc<Self>, member: u32, what: String) {
         Counters::add(&self.counters.corrupt, 1);
         let blob = self.source.digest();
-        let offset = self
-            .map
-            .member(MemberId(member))
-            .map_or(0, |member| member.offset);
+        let place = self.map.member(MemberId(member));
+        let offset = place.as_ref().map_or(0, |member| member.offset);
+        if let Some(place) = place {
+            self.source
+                .was_wrong(place.offset..place.offset.saturating_add(place.len));
+        }
         let attempts = {
             let mut attempts = self.attempts.lock();
             let count = attempts.entry(member).or_insert(0);

@@ -1,6 +1,8 @@
-//! The background's two brakes: a rate limit, and giving way to answers that readers wait for.
+//! The background's brakes: a rate limit, giving way to what is more pressing, and whether readers
+//! have waited lately.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -11,7 +13,10 @@ use tokio::time::Instant;
 const BURST: Duration = Duration::from_millis(100);
 /// Longest time the background gives way before it takes one more piece: a registry must not
 /// take it for dead, and a node whose readers never rest must get done as well.
-const LONGEST_YIELD: Duration = Duration::from_millis(50);
+pub(super) const LONGEST_YIELD: Duration = Duration::from_millis(50);
+/// Longest time it puts off a new request while what is known to be needed is fetched, which ends:
+/// what a request has asked for takes its share of the link, whether or not anybody reads it.
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// Bytes per second, on average.
 pub(super) struct RateLimit {
@@ -47,7 +52,41 @@ impl RateLimit {
     }
 }
 
-/// Counts answers that readers wait for while their bytes arrive.
+/// When a reader of any layer last had to wait.
+pub(super) struct LastMiss {
+    start: Instant,
+    /// Milliseconds since `start`, and one; 0 is never.
+    at: AtomicU64,
+}
+
+impl LastMiss {
+    pub(super) fn new() -> Self {
+        Self {
+            start: Instant::now(),
+            at: AtomicU64::new(0),
+        }
+    }
+
+    /// A reader has to wait now; yields a number that grows from miss to miss.
+    pub(super) fn note(&self) -> u64 {
+        let now = self.now();
+        self.at.store(now, Ordering::Relaxed);
+        now
+    }
+
+    /// Whether that was less than `span` ago.
+    pub(super) fn is_within(&self, span: Duration) -> bool {
+        let at = self.at.load(Ordering::Relaxed);
+        at > 0 && u128::from(self.now() - at.min(self.now())) < span.as_millis()
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).map_or(u64::MAX, |now| now + 1)
+    }
+}
+
+/// Counts what the background gives way to: answers that readers wait for while their bytes arrive,
+/// or prefetches under way.
 #[derive(Default)]
 pub(super) struct RightOfWay {
     arriving: AtomicUsize,
@@ -55,25 +94,28 @@ pub(super) struct RightOfWay {
 }
 
 impl RightOfWay {
-    /// An awaited answer arrives until the guard is dropped.
-    pub(super) fn enter(&self) -> Arriving<'_> {
+    /// Something more pressing arrives until the guard is dropped.
+    pub(super) fn enter(self: &Arc<Self>) -> Arriving {
         self.arriving.fetch_add(1, Ordering::Relaxed);
-        Arriving(self)
+        Arriving(Arc::clone(self))
     }
 
-    /// Waits while awaited answers arrive, but not for long.
-    pub(super) async fn give(&self) {
+    /// Waits while something more pressing arrives, at most so long.
+    pub(super) async fn give(&self, longest: Duration) {
+        let clear = self.clear.notified();
+        // Looked at after the wait for a wake-up has begun, so that none is lost in between.
+        tokio::pin!(clear);
+        clear.as_mut().enable();
         if self.arriving.load(Ordering::Relaxed) > 0 {
-            // A wake-up lost between the two lines costs at most the time-out.
-            let _ = tokio::time::timeout(LONGEST_YIELD, self.clear.notified()).await;
+            let _ = tokio::time::timeout(longest, clear).await;
         }
     }
 }
 
 /// See [`RightOfWay::enter`].
-pub(super) struct Arriving<'a>(&'a RightOfWay);
+pub(in crate::blob) struct Arriving(Arc<RightOfWay>);
 
-impl Drop for Arriving<'_> {
+impl Drop for Arriving {
     fn drop(&mut self) {
         if self.0.arriving.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.0.clear.notify_waiters();
@@ -105,17 +147,17 @@ mod tests {
 
     #[tokio::test]
     async fn the_background_waits_for_readers_but_not_for_ever() {
-        let way = RightOfWay::default();
+        let way = Arc::new(RightOfWay::default());
         let start = Instant::now();
-        way.give().await;
+        way.give(LONGEST_YIELD).await;
         assert!(start.elapsed() < LONGEST_YIELD);
         let arriving = way.enter();
         let start = Instant::now();
-        way.give().await;
+        way.give(LONGEST_YIELD).await;
         assert!(start.elapsed() >= LONGEST_YIELD);
         drop(arriving);
         let start = Instant::now();
-        way.give().await;
+        way.give(LONGEST_YIELD).await;
         assert!(start.elapsed() < LONGEST_YIELD);
     }
 }

@@ -15,6 +15,7 @@ mod decode;
 #[cfg(test)]
 mod fakes;
 mod flight;
+mod follow;
 mod layer;
 mod limit;
 mod plan;
@@ -27,7 +28,7 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -39,7 +40,7 @@ use crate::blob::cache::Cache;
 use crate::blob::size::ByteSize;
 
 use flight::Flights;
-use limit::{RateLimit, RightOfWay};
+use limit::{Arriving, LONGEST_WAIT, LastMiss, RateLimit, RightOfWay};
 pub(super) use plan::Class;
 
 pub(super) use layer::Layer;
@@ -103,7 +104,11 @@ pub struct Fetcher {
     /// neither holds up the other.
     budget: [(Arc<Semaphore>, u32); 2],
     rate: RateLimit,
-    way: RightOfWay,
+    /// Readers that wait.
+    way: Arc<RightOfWay>,
+    /// What is known to be needed at a start.
+    lists: Arc<RightOfWay>,
+    last_miss: LastMiss,
     background: Mutex<Background>,
     next_layer: AtomicU64,
 }
@@ -113,6 +118,8 @@ pub struct Fetcher {
 struct Background {
     layers: VecDeque<Weak<Layer>>,
     runners: u32,
+    /// Its requests at the moment.
+    under_way: u32,
 }
 
 impl Fetcher {
@@ -133,7 +140,9 @@ impl Fetcher {
             connections: Arc::new(Semaphore::new(config.max_connections_total.get() as usize)),
             budget: [budget(), budget()],
             rate: RateLimit::new(config.rate_limit.0),
-            way: RightOfWay::default(),
+            way: Arc::default(),
+            lists: Arc::default(),
+            last_miss: LastMiss::new(),
             background: Mutex::default(),
             next_layer: AtomicU64::new(0),
             config,
@@ -144,6 +153,20 @@ impl Fetcher {
     #[must_use]
     pub fn cache(&self) -> &Arc<Cache> {
         &self.cache
+    }
+
+    /// Runs what reads and writes the disk for long.
+    pub(super) fn on_blocking_thread(&self, work: Box<dyn FnOnce() + Send>) {
+        drop(self.runtime.spawn_blocking(work));
+    }
+
+    /// While what this yields lives, the background begins no new request and hardly goes on with
+    /// those it has: a start is under way, and more of it is known than has been asked for.
+    #[must_use]
+    pub fn precede(&self) -> Precedence {
+        Precedence {
+            _arriving: self.lists.enter(),
+        }
     }
 
     /// Waits until `bytes` more may be in flight. Who asks for more than there is waits for all.
@@ -188,39 +211,69 @@ impl Fetcher {
         }
     }
 
-    /// Works on the first layer that has something left, until none has.
+    /// Works on what layers have left, until none has.
     async fn run_background(self: Arc<Self>) {
         loop {
-            let (layer, segment) = {
+            self.lists.give(LONGEST_WAIT).await;
+            let turn = {
                 let mut background = self.background.lock();
-                let claimed = self.claim_background(&mut background.layers);
-                let Some(claimed) = claimed else {
+                let turn = self.claim_background(&mut background);
+                if matches!(turn, Turn::Done) {
                     // Under the lock that `add_background` takes: no layer is overlooked.
                     background.runners -= 1;
                     return;
-                };
-                claimed
+                }
+                turn
             };
-            layer.run(segment).await;
+            match turn {
+                Turn::Done => return,
+                Turn::Wait => tokio::time::sleep(follow::BUSY / 4).await,
+                Turn::Bring(layer, segment) => {
+                    layer.run(segment).await;
+                    self.background.lock().under_way -= 1;
+                }
+            }
         }
     }
 
-    fn claim_background(
-        &self,
-        layers: &mut VecDeque<Weak<Layer>>,
-    ) -> Option<(Arc<Layer>, plan::Segment)> {
-        while let Some(first) = layers.front() {
-            let claimed = first.upgrade().and_then(|layer| {
-                let segment = layer.claim_background(self.cache.max_size())?;
-                Some((layer, segment))
-            });
-            if claimed.is_some() {
-                return claimed;
+    /// The next segment: of the layer that a reader waited for last, else of the one that was mounted first.
+    fn claim_background(&self, background: &mut Background) -> Turn {
+        let busy = self.last_miss.is_within(follow::BUSY);
+        loop {
+            let missed = |layer: &Weak<Layer>| {
+                let missed = |layer: Arc<Layer>| layer.missed.load(Ordering::Relaxed);
+                layer.upgrade().map_or(0, missed)
+            };
+            let layers = background.layers.iter().map(missed);
+            let Some((at, _)) = layers.enumerate().rev().max_by_key(|(_, missed)| *missed) else {
+                return Turn::Done;
+            };
+            if let Some(layer) = background.layers.get(at).and_then(Weak::upgrade) {
+                if busy && background.under_way >= layer.follows(self.config.background_connections)
+                {
+                    return Turn::Wait;
+                }
+                if let Some(segment) = layer.claim_background(self.cache.max_size(), busy) {
+                    background.under_way += 1;
+                    return Turn::Bring(layer, segment);
+                }
             }
-            layers.pop_front();
+            background.layers.remove(at);
         }
-        None
     }
+}
+
+/// What a task of the background does next.
+enum Turn {
+    Bring(Arc<Layer>, plan::Segment),
+    /// Enough is under way while readers wait.
+    Wait,
+    Done,
+}
+
+/// See [`Fetcher::precede`].
+pub struct Precedence {
+    _arriving: Arriving,
 }
 
 impl std::fmt::Debug for Fetcher {

@@ -8,6 +8,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 
+use crate::blob::fetch::follow::Follow;
 use crate::blob::map::{LayerMap, Member, MemberId};
 
 /// Compressed bytes that one request brings at most, but for the prefetch list: four of these in
@@ -92,6 +93,8 @@ pub(super) struct Plan {
     /// Members that were asked for and are not decoded yet.
     flying: HashMap<u32, SegmentId>,
     last_id: SegmentId,
+    /// Where the background works while readers wait.
+    pub follow: Follow,
     /// Tasks that work on the queues.
     pub runners: usize,
 }
@@ -175,29 +178,60 @@ impl Plan {
     }
 
     /// The next segment of the background: only members that are not cached, so that no byte is
-    /// fetched twice.
-    pub(super) fn claim_rest(&mut self, view: &View<'_>) -> Option<Segment> {
-        while let Some(range) = self.rest.front_mut() {
-            let wanted = |member| !self.flying.contains_key(&member) && (view.missing)(member);
-            let Some(first) = range.clone().find(|member| wanted(*member)) else {
+    /// fetched twice. While readers wait (`busy`) it is small, and from close behind the last miss
+    /// if anything is missing there.
+    pub(super) fn claim_rest(&mut self, busy: bool, view: &View<'_>) -> Option<Segment> {
+        let limit = if busy { self.follow.request() } else { SEGMENT };
+        if busy && let Some(first) = self.missing_near(view) {
+            let at = self.rest.partition_point(|rest| rest.end <= first);
+            let rest = self.rest.remove(at)?;
+            let end = self.reach(first, rest.end, limit, view);
+            self.add_rest(rest.start..first);
+            self.add_rest(end..rest.end);
+            return Some(self.launch(Class::Background, first..end));
+        }
+        while let Some(range) = self.rest.front().cloned() {
+            let Some(first) = range.clone().find(|member| self.wanted(*member, view)) else {
                 self.rest.pop_front();
                 continue;
             };
-            let limit = view
-                .member(first)
-                .map_or(0, |member| member.offset + SEGMENT);
-            let fits = |member: &u32| {
-                view.member(*member)
-                    .is_some_and(|found| found.offset + found.len <= limit)
-                    && wanted(*member)
-            };
-            let end = (first + 1..range.end)
-                .find(|member| !fits(member))
-                .unwrap_or(range.end);
-            range.start = end;
+            let end = self.reach(first, range.end, limit, view);
+            if let Some(front) = self.rest.front_mut() {
+                front.start = end;
+            }
             return Some(self.launch(Class::Background, first..end));
         }
         None
+    }
+
+    /// The first member close behind the last miss that the background has not been through and
+    /// that is missing.
+    fn missing_near(&self, view: &View<'_>) -> Option<u32> {
+        let end = self.follow.end();
+        let behind = self
+            .rest
+            .partition_point(|rest| rest.end <= self.follow.start());
+        let rests = self.rest.iter().skip(behind);
+        let members = rests.flat_map(|rest| rest.start.max(self.follow.start())..rest.end);
+        members
+            .take_while(|member| view.member(*member).is_some_and(|found| found.offset < end))
+            .find(|member| self.wanted(*member, view))
+    }
+
+    fn wanted(&self, member: u32, view: &View<'_>) -> bool {
+        !self.flying.contains_key(&member) && (view.missing)(member)
+    }
+
+    /// How far a request of the background from `first` on goes: over members that are wanted, up
+    /// to `end` and to `limit` bytes.
+    fn reach(&self, first: u32, end: u32, limit: u64, view: &View<'_>) -> u32 {
+        let limit = view.member(first).map_or(0, |member| member.offset + limit);
+        let fits = |member: &u32| {
+            view.member(*member)
+                .is_some_and(|found| found.offset + found.len <= limit)
+                && self.wanted(*member, view)
+        };
+        (first + 1..end).find(|member| !fits(member)).unwrap_or(end)
     }
 
     /// Whether the segment's request should go on to `member`; from then on it counts as received.

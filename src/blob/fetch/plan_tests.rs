@@ -69,7 +69,7 @@ impl World {
             missing: &missing,
         };
         let segment = if background {
-            self.plan.claim_rest(&view)
+            self.plan.claim_rest(false, &view)
         } else {
             self.plan.claim(3, &view)
         }?;

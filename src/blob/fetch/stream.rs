@@ -7,6 +7,7 @@ use futures::StreamExt as _;
 
 use crate::blob::fetch::decode::Job;
 use crate::blob::fetch::layer::Layer;
+use crate::blob::fetch::limit::LONGEST_YIELD;
 use crate::blob::fetch::plan::{Class, Segment};
 use crate::blob::map::MemberId;
 use crate::blob::read::ReadError;
@@ -77,7 +78,11 @@ impl<'a> Receiver<'a> {
                 .map_err(|e| self.layer.refused(e))?,
         );
         let fetcher = self.layer.fetcher();
-        let _arriving = (self.segment.class == Class::Urgent).then(|| fetcher.way.enter());
+        let _arriving = match self.segment.class {
+            Class::Urgent => Some(fetcher.way.enter()),
+            Class::List => Some(fetcher.lists.enter()),
+            Class::Ahead | Class::Background => None,
+        };
         for member in self.segment.members.clone() {
             if !self.layer.plan.lock().advance(self.segment.id, member) {
                 return Ok(());
@@ -159,7 +164,8 @@ impl<'a> Receiver<'a> {
         let fetcher = self.layer.fetcher();
         fetcher.rate.take(std::mem::take(&mut self.owed)).await;
         if !self.layer.plan.lock().is_pressed(self.segment.id) {
-            fetcher.way.give().await;
+            fetcher.way.give(LONGEST_YIELD).await;
+            fetcher.lists.give(LONGEST_YIELD).await;
         }
     }
 

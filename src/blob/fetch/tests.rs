@@ -84,6 +84,7 @@ async fn a_fetched_member_is_a_hit_with_all_of_its_chunks() {
     ];
     let (source, map) = layer(&members);
     let blob = node.blob(&source, map);
+    let reads = blob.record_reads();
     let mut out = [0; 5];
     assert!(!blob.try_read(ChunkId(2), 0, &mut out).unwrap());
     assert_eq!(read(&blob, 1).await.unwrap(), members[0][1]);
@@ -103,7 +104,8 @@ async fn a_fetched_member_is_a_hit_with_all_of_its_chunks() {
     assert_eq!((stats.hits, stats.misses, stats.cached), (1, 1, 70_105));
     assert_eq!(stats.fetched, source.sent());
     assert_eq!(blob.held(), 70_105);
-    assert_eq!(blob.first_reads(), [ChunkId(1), ChunkId(2)]);
+    let first: Vec<_> = reads.list().iter().map(|read| read.chunk).collect();
+    assert_eq!(first, [ChunkId(1), ChunkId(2)]);
     assert!(blob.space().disk_total > 0 && blob.space().layer == 70_105);
 }
 
@@ -375,15 +377,44 @@ async fn the_landmark_is_one_range_and_the_mount_does_not_wait() {
     let (source, mut map) = layer(&members);
     map.prefetch = Some(20 * 10_023);
     let blob = node.blob(&source, map);
-    blob.start();
+    let reads = blob.record_reads();
+    assert_eq!(blob.landmark_size(), 20 * 10_000);
+    blob.prefetch_landmark();
     until("the prefetch", || blob.held() == 20 * 10_000).await;
     assert_eq!(source.asked(), std::slice::from_ref(&(0..20 * 10_023)));
-    assert!(blob.first_reads().is_empty(), "a prefetch is no read");
+    assert!(reads.list().is_empty(), "a prefetch is no read");
 
-    blob.prefetch(&[ChunkId(27), ChunkId(28), ChunkId(3)]);
+    blob.prefetch(&[ChunkId(28), ChunkId(27), ChunkId(3)]);
     until("the profile", || blob.held() == 22 * 10_000).await;
     assert_eq!(source.asked()[1], 27 * 10_023..29 * 10_023);
     assert_eq!(source.asked().len(), 2);
+    assert!(blob.holds(ChunkId(28)) && !blob.holds(ChunkId(29)) && blob.holds(ChunkId(30)));
+    assert!(reads.list().is_empty(), "nor is that of a profile");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_background_begins_nothing_while_a_start_is_under_way() {
+    let node = node(
+        Config {
+            background: true,
+            ..quiet()
+        },
+        64 << 20,
+    );
+    let members = plain(50, 10_000);
+    let (source, map) = layer(&members);
+    let blob = node.blob(&source, map);
+    let start = node.fetcher.precede();
+    blob.start();
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    assert!(source.asked().is_empty(), "{:?}", source.asked());
+    blob.prefetch(&[ChunkId(40)]);
+    until("the prefetch", || blob.holds(ChunkId(40))).await;
+    assert_eq!(read(&blob, 7).await.unwrap(), members[7][0]);
+    assert_eq!(source.asked().len(), 2);
+    drop(start);
+    until("the background", || blob.held() == 50 * 10_000).await;
+    assert_eq!(source.sent(), 50 * 10_023, "nothing twice");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,8 +5,8 @@
 //! of a folder needs (entries, names, inode records) lies together.
 
 use crate::fs::index::error::{Error, TreeError};
-use crate::fs::index::slots::Slot;
-use crate::fs::index::tree::{Is, ROOT, Tree};
+use crate::fs::index::slots::{Slot, Slots};
+use crate::fs::index::tree::{Is, Node, ROOT, Tree};
 
 /// A tree whose nodes have their places.
 pub struct Layout {
@@ -58,9 +58,9 @@ impl Layout {
     }
 
     /// The entries of a folder, sorted by name.
-    pub fn entries<'a>(&'a self, tree: &'a Tree, node: u32) -> impl Iterator<Item = Slot> + 'a {
+    pub fn entries<'a>(&'a self, slots: &'a Slots, node: u32) -> impl Iterator<Item = Slot> + 'a {
         let numbers = self.children.of(node).iter();
-        numbers.filter_map(|number| tree.slots.all().get(*number as usize).copied())
+        numbers.filter_map(|number| slots.all().get(*number as usize).copied())
     }
 
     /// How many entries a folder has.
@@ -187,24 +187,19 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Counts what is reachable.
-    pub fn of(tree: &Tree, layout: &Layout) -> Self {
-        let mut totals = Self::default();
-        let nodes = layout.order.iter();
-        for node in nodes.filter_map(|node| tree.nodes.get(*node as usize)) {
-            match node.is {
-                Is::File { size, .. } => {
-                    totals.files += 1;
-                    totals.content = totals.content.saturating_add(size);
-                }
-                Is::Folder { opaque, implicit } => {
-                    totals.folders += 1;
-                    totals.implicit += u32::from(implicit);
-                    totals.opaque += u32::from(opaque);
-                }
-                Is::Plain | Is::Symlink { .. } | Is::Device { .. } => {}
+    /// Counts a node that is reachable.
+    pub fn add(&mut self, node: &Node) {
+        match node.is {
+            Is::File { size, .. } => {
+                self.files += 1;
+                self.content = self.content.saturating_add(size);
             }
+            Is::Folder { opaque, implicit } => {
+                self.folders += 1;
+                self.implicit += u32::from(implicit);
+                self.opaque += u32::from(opaque);
+            }
+            Is::Plain | Is::Symlink { .. } | Is::Device { .. } => {}
         }
-        totals
     }
 }

@@ -1,7 +1,9 @@
 //! Which gzip members a layer's chunks lie in.
 
+use std::io;
+
 use crate::fs::index::format::{MemberRecord, UNVERIFIED};
-use crate::fs::index::tree::ChunkAt;
+use crate::fs::index::spill::Chunks;
 
 /// The members of a layer, and which chunks each of them holds.
 pub struct Members {
@@ -15,8 +17,18 @@ pub struct Members {
 
 impl Members {
     /// Sorts chunks by the member they lie in.
-    pub fn new(chunks: &[ChunkAt]) -> Self {
-        let mut offsets: Vec<u64> = chunks.iter().map(|chunk| chunk.offset).collect();
+    ///
+    /// # Errors
+    /// The disk's that holds the chunks.
+    pub fn new(chunks: &mut Chunks) -> io::Result<Self> {
+        let mut offsets: Vec<u64> = Vec::new();
+        chunks.for_each(&mut |chunk| {
+            // Neighbours mostly lie in one member: no room for each of them.
+            if offsets.last() != Some(&chunk.offset) {
+                offsets.push(chunk.offset);
+            }
+            Ok(())
+        })?;
         // A TOC is mostly written in the order of the blob, for which this costs one pass.
         offsets.sort();
         offsets.dedup();
@@ -30,7 +42,7 @@ impl Members {
             .collect();
         let mut of_chunk = Vec::with_capacity(chunks.len());
         let mut hint = 0;
-        for chunk in chunks {
+        chunks.for_each(&mut |chunk| {
             hint = find(&offsets, chunk.offset, hint);
             of_chunk.push(u32::try_from(hint).unwrap_or(u32::MAX));
             if let Some(record) = records.get_mut(hint) {
@@ -40,7 +52,8 @@ impl Members {
                 // Counts first; the loop below turns counts into starts.
                 record.first += 1;
             }
-        }
+            Ok(())
+        })?;
         let mut sum = 0;
         for record in &mut records {
             let count = record.first;
@@ -48,11 +61,11 @@ impl Members {
             sum += count;
         }
         let chunks = group(&records, &of_chunk);
-        Self {
+        Ok(Self {
             records,
             of_chunk,
             chunks,
-        }
+        })
     }
 }
 
@@ -82,7 +95,15 @@ fn group(records: &[MemberRecord], of_chunk: &[u32]) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::index::tree::ChunkAt;
     use crate::oci::Digest;
+
+    fn members(all: &[ChunkAt]) -> Members {
+        let folder = tempfile::tempdir().unwrap();
+        let mut chunks = Chunks::new(folder.path());
+        all.iter().for_each(|chunk| chunks.push(chunk));
+        Members::new(&mut chunks).unwrap()
+    }
 
     #[test]
     fn chunks_are_grouped_by_distinct_offset_whatever_their_order() {
@@ -93,7 +114,7 @@ mod tests {
             size,
             inner,
         };
-        let members = Members::new(&[
+        let members = members(&[
             chunk(100, 0, 10),
             chunk(100, 10, 5 | UNVERIFIED),
             chunk(900, 0, 7),
@@ -108,6 +129,6 @@ mod tests {
         assert_eq!(records, [(50, 7, 0), (100, 15, 1), (900, 7, 4)]);
         assert_eq!(members.of_chunk, [1, 1, 2, 0, 1]);
         assert_eq!(members.chunks, [3, 0, 1, 4, 2]);
-        assert!(Members::new(&[]).records.is_empty());
+        assert!(super::tests::members(&[]).records.is_empty());
     }
 }

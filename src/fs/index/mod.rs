@@ -18,7 +18,9 @@ mod links;
 mod mapped;
 mod members;
 mod names;
+mod paths;
 mod slots;
+mod spill;
 mod tree;
 mod view;
 mod write;
@@ -47,7 +49,8 @@ pub fn build(
     blob: Digest,
     path: &Path,
 ) -> Result<(), Error> {
-    let mut tree = tree::Tree::new(blob);
+    let folder = path.parent().unwrap_or_else(|| Path::new("."));
+    let mut tree = tree::Tree::new(blob, folder);
     toc.for_each::<Error>(limits, data_end, &mut |entry| tree.add(&entry))?;
     tree.finish()?;
     let source = write::Source {

@@ -109,6 +109,11 @@ impl Slots {
         Ok(number)
     }
 
+    /// Gives back what only [`Self::find`] needs: nothing is found any more.
+    pub fn close(&mut self) {
+        self.table = Vec::new();
+    }
+
     fn grow(&mut self) {
         let size = (self.slots.len() * 4).next_power_of_two().max(1024);
         self.table = vec![0; size];

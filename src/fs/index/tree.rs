@@ -1,4 +1,5 @@
-//! The tree that a TOC's entries make, gathered in memory in the TOC's order.
+//! The tree that a TOC's entries make, gathered in the TOC's order: names in memory, nodes and
+//! chunks where they are many on disk (`spill.rs`).
 //!
 //! What tar does with an archive decides: the last of several entries of one name wins, a folder
 //! over a folder changes its attributes and keeps what is in it, anything else replaces what was
@@ -7,16 +8,20 @@
 //! is refused, and containerd unpacks it as it sees fit. Nothing here recurses.
 
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 
-use crate::fs::index::error::{Error, TreeError};
+use crate::fs::index::error::{Error, TreeError, io_error};
 use crate::fs::index::format::UNVERIFIED;
 use crate::fs::index::links::Links;
 use crate::fs::index::names::{self, Meaning};
 use crate::fs::index::slots::{MAX_NODES, PENDING, Slots};
+use crate::fs::index::spill::{Chunks, Nodes};
 use crate::fs::index::xattrs::Sets;
 use crate::oci::{Digest, Hasher};
 use crate::stargz::{Chunk, Entry, EntryKind};
 
+/// [`S_IFDIR`] as [`Nodes::kind`] says it.
+const FOLDER_KIND: u8 = 4;
 /// The root's node.
 pub const ROOT: u32 = 0;
 
@@ -110,12 +115,13 @@ pub struct ChunkAt {
 /// Everything a TOC says.
 pub struct Tree {
     blob: Digest,
+    folder: PathBuf,
     /// Files and folders; the first is the root.
-    pub nodes: Vec<Node>,
+    pub nodes: Nodes,
     /// Directory entries.
     pub slots: Slots,
     /// Chunks in the TOC's order, also of files that were replaced later.
-    pub chunks: Vec<ChunkAt>,
+    pub chunks: Chunks,
     /// Targets of symlinks.
     pub targets: Vec<u8>,
     /// Sets of extended attributes.
@@ -129,7 +135,8 @@ pub struct Tree {
 
 impl Tree {
     /// A tree of nothing but a root, for a layer with this blob.
-    pub fn new(blob: Digest) -> Self {
+    /// What does not fit into memory goes to nameless files in `folder`.
+    pub fn new(blob: Digest, folder: &Path) -> Self {
         let root = Node {
             mode: S_IFDIR | 0o755,
             is: Is::Folder {
@@ -138,11 +145,14 @@ impl Tree {
             },
             ..Node::default()
         };
+        let mut nodes = Nodes::new(folder);
+        nodes.push(root);
         Self {
             blob,
-            nodes: vec![root],
+            folder: folder.to_owned(),
+            nodes,
             slots: Slots::default(),
-            chunks: Vec::new(),
+            chunks: Chunks::new(folder),
             targets: Vec::new(),
             sets: Sets::default(),
             landmark: None,
@@ -154,9 +164,12 @@ impl Tree {
     /// Adds the TOC's next entry.
     ///
     /// # Errors
-    /// [`Error::Tree`].
+    /// [`Error::Tree`], [`Error::Io`].
     pub fn add(&mut self, entry: &Entry<'_>) -> Result<(), Error> {
-        self.place(entry).map_err(|why| why.of(&entry.name))
+        let placed = self.place(entry);
+        let kept = self.nodes.check().and_then(|()| self.chunks.check());
+        kept.map_err(|error| io_error("keeping a layer's tree in", &self.folder)(error))?;
+        placed.map_err(|why| why.of(&entry.name))
     }
 
     /// Finds out where the hard links lead. Nothing may be added afterwards.
@@ -165,7 +178,9 @@ impl Tree {
     /// [`Error::Tree`].
     pub fn finish(&mut self) -> Result<(), Error> {
         let links = std::mem::take(&mut self.links);
-        links.resolve(self)
+        links.resolve(self)?;
+        self.slots.close();
+        Ok(())
     }
 
     /// The slot of a path; `None` when it, or a folder on the way to it, is not there.
@@ -182,8 +197,7 @@ impl Tree {
 
     /// Whether a slot's target is a folder.
     pub fn is_folder(&self, target: u32) -> bool {
-        let node = self.nodes.get(target as usize);
-        node.is_some_and(|node| matches!(node.is, Is::Folder { .. }))
+        self.nodes.kind(target) == Some(FOLDER_KIND)
     }
 
     fn place(&mut self, entry: &Entry<'_>) -> Result<(), TreeError> {
@@ -344,20 +358,20 @@ impl Tree {
     }
 
     fn mark_opaque(&mut self, folder: u32) {
-        if let Some(Node {
-            is: Is::Folder { opaque, .. },
-            ..
-        }) = self.nodes.get_mut(folder as usize)
-        {
+        let Some(mut node) = self.nodes.get(folder) else {
+            return;
+        };
+        if let Is::Folder { opaque, .. } = &mut node.is {
             *opaque = true;
         }
+        self.nodes.set(folder, node);
     }
 
     /// A hard link's header says how its file looks from then on, as containerd unpacks it: `chown`,
     /// which takes away file capabilities, `setxattr`, `chmod` and `utimensat` on the new name.
     fn relabel(&mut self, target: u32, entry: &Entry<'_>) -> Result<(), TreeError> {
         let said = self.node(entry)?;
-        let Some(node) = self.nodes.get_mut(target as usize) else {
+        let Some(mut node) = self.nodes.get(target) else {
             return Ok(());
         };
         if node.mode & S_IFMT != S_IFLNK {
@@ -366,19 +380,20 @@ impl Tree {
         (node.uid, node.gid) = (said.uid, said.gid);
         (node.mtime, node.nanos) = (said.mtime, said.nanos);
         node.xattrs = self.sets.relabelled(node.xattrs, &entry.xattrs)?;
+        self.nodes.set(target, node);
         Ok(())
     }
 
     /// New attributes for a folder that stays opaque if it was.
     fn change_folder(&mut self, folder: u32, mut node: Node) {
-        let Some(old) = self.nodes.get_mut(folder as usize) else {
+        let Some(old) = self.nodes.get(folder) else {
             return;
         };
         if let (Is::Folder { opaque, .. }, Is::Folder { opaque: new, .. }) = (old.is, &mut node.is)
         {
             *new = opaque;
         }
-        *old = node;
+        self.nodes.set(folder, node);
     }
 
     /// The node that an entry describes; a hard link describes none.
@@ -429,7 +444,7 @@ impl Tree {
                 Some(digest) => (digest, 0),
                 None => (self.made_up_name(chunk), UNVERIFIED),
             };
-            self.chunks.push(ChunkAt {
+            self.chunks.push(&ChunkAt {
                 digest,
                 at: chunk.at,
                 offset: chunk.offset,

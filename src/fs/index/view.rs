@@ -419,6 +419,10 @@ impl LayerMap for Index {
         })
     }
 
+    fn place(&self, chunk: ChunkId) -> Option<u64> {
+        Some(self.chunk_record(chunk.0).ok()?.at)
+    }
+
     fn chunks_of(&self, member: MemberId, each: &mut dyn FnMut(ChunkId)) {
         let Some(record) = self.member_record(member.0) else {
             return;

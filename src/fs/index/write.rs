@@ -15,7 +15,9 @@ use crate::fs::index::format::{
 };
 use crate::fs::index::layout::{Layout, NOWHERE, Totals};
 use crate::fs::index::members::Members;
-use crate::fs::index::tree::{Is, Node, S_IFMT, Tree};
+use crate::fs::index::slots::Slots;
+use crate::fs::index::spill::Nodes;
+use crate::fs::index::tree::{Is, Node, Tree};
 use crate::oci::Digest;
 
 /// What an index is of.
@@ -43,7 +45,7 @@ pub fn write(mut tree: Tree, source: Source, path: &Path) -> Result<(), Error> {
         .map_err(io_error("creating a temporary file in", folder))?;
     let writing = io_error("writing the index", path);
     Writer::new(temporary.as_file())
-        .and_then(|writer| writer.run(tree, &layout, source))
+        .and_then(|writer| writer.run(tree, layout, source))
         .map_err(writing)?;
     let file = temporary.as_file();
     file.sync_all().map_err(io_error("flushing", path))?;
@@ -56,10 +58,14 @@ pub fn write(mut tree: Tree, source: Source, path: &Path) -> Result<(), Error> {
 /// Gives every opaque folder the attribute that says so.
 fn mark_opaque(tree: &mut Tree, layout: &Layout) -> Result<(), Error> {
     for &number in &layout.order {
-        let node = tree.nodes.get_mut(number as usize);
-        if let Some(node) = node.filter(|n| matches!(n.is, Is::Folder { opaque: true, .. })) {
+        if !tree.is_folder(number) {
+            continue;
+        }
+        let node = tree.nodes.get(number);
+        if let Some(mut node) = node.filter(|n| matches!(n.is, Is::Folder { opaque: true, .. })) {
             let marked = tree.sets.with_opaque(node.xattrs);
             node.xattrs = marked.map_err(|why| why.of(b""))?;
+            tree.nodes.set(number, node);
         }
     }
     Ok(())
@@ -91,26 +97,31 @@ impl<'a> Writer<'a> {
         })
     }
 
-    fn run(mut self, tree: Tree, layout: &Layout, source: Source) -> std::io::Result<()> {
-        let totals = Totals::of(&tree, layout);
-        self.inodes(&tree, layout)?;
-        self.dirents(&tree, layout)?;
-        self.names(&tree, layout)?;
-        let mut flags = 0;
-        for (flag, set) in [
-            (HAS_OPAQUE, totals.opaque > 0),
-            (HAS_ACL, tree.sets.has_acl()),
-        ] {
-            flags |= if set { flag } else { 0 };
-        }
+    fn run(mut self, tree: Tree, layout: Layout, source: Source) -> std::io::Result<()> {
         let Tree {
-            chunks,
+            mut nodes,
+            slots,
+            mut chunks,
+            targets,
             sets,
             landmark,
             ..
         } = tree;
-        let members = Members::new(&chunks);
-        for (chunk, &member) in chunks.iter().zip(&members.of_chunk) {
+        let totals = self.inodes(&mut nodes, &layout)?;
+        self.dirents(&nodes, &slots, &layout)?;
+        self.names(&slots, &layout)?;
+        self.put(&targets)?;
+        self.end_section();
+        let mut flags = 0;
+        for (flag, set) in [(HAS_OPAQUE, totals.opaque > 0), (HAS_ACL, sets.has_acl())] {
+            flags |= if set { flag } else { 0 };
+        }
+        // What is not needed any more makes room for the members.
+        drop((nodes, slots, layout));
+        let members = Members::new(&mut chunks)?;
+        let mut of_chunk = members.of_chunk.iter();
+        chunks.for_each(&mut |chunk| {
+            let member = of_chunk.next().copied().unwrap_or(u32::MAX);
             self.encode(|out| {
                 let record = ChunkRecord {
                     digest: chunk.digest,
@@ -120,8 +131,8 @@ impl<'a> Writer<'a> {
                     inner: chunk.inner,
                 };
                 record.encode(out);
-            })?;
-        }
+            })
+        })?;
         self.end_section();
         for member in &members.records {
             self.encode(|out| member.encode(out))?;
@@ -151,35 +162,36 @@ impl<'a> Writer<'a> {
         })
     }
 
-    fn inodes(&mut self, tree: &Tree, layout: &Layout) -> std::io::Result<()> {
+    fn inodes(&mut self, nodes: &mut Nodes, layout: &Layout) -> std::io::Result<Totals> {
+        let mut totals = Totals::default();
         let mut first_entry = 0;
         for &number in &layout.order {
-            let Some(node) = tree.nodes.get(number as usize) else {
+            let Some(node) = nodes.get(number) else {
                 continue;
             };
-            let record = inode(node, number, layout, first_entry);
+            totals.add(&node);
+            let record = inode(&node, number, layout, first_entry);
             if matches!(node.is, Is::Folder { .. }) {
                 first_entry += record.c;
             }
             self.encode(|out| record.encode(out))?;
         }
         self.end_section();
-        Ok(())
+        nodes.check()?;
+        Ok(totals)
     }
 
-    fn dirents(&mut self, tree: &Tree, layout: &Layout) -> std::io::Result<()> {
+    fn dirents(&mut self, nodes: &Nodes, slots: &Slots, layout: &Layout) -> std::io::Result<()> {
         let mut name = 0;
         for &folder in &layout.order {
-            for slot in layout.entries(tree, folder) {
-                let node = tree.nodes.get(slot.target as usize);
-                let mode = node.map_or(0, |node| node.mode);
-                let len = tree.slots.name(slot).len();
+            for slot in layout.entries(slots, folder) {
+                let len = slots.name(slot).len();
                 let record = DirentRecord {
                     name,
                     inode: position(layout, slot.target),
-                    // Both fit: names have at most 255 bytes, types four bits.
+                    // Fits: names have at most 255 bytes.
                     name_len: u8::try_from(len).unwrap_or(u8::MAX),
-                    kind: u8::try_from((mode & S_IFMT) >> 12).unwrap_or_default(),
+                    kind: nodes.kind(slot.target).unwrap_or_default(),
                 };
                 name += u32::from(record.name_len);
                 self.encode(|out| record.encode(out))?;
@@ -189,14 +201,12 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    fn names(&mut self, tree: &Tree, layout: &Layout) -> std::io::Result<()> {
+    fn names(&mut self, slots: &Slots, layout: &Layout) -> std::io::Result<()> {
         for &folder in &layout.order {
-            for slot in layout.entries(tree, folder) {
-                self.put(tree.slots.name(slot))?;
+            for slot in layout.entries(slots, folder) {
+                self.put(slots.name(slot))?;
             }
         }
-        self.put(&tree.targets)?;
-        self.end_section();
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 use super::course::End;
 use crate::keeper::control::Spec;
 use crate::keeper::protocol::{FIRST_FD, FdName};
-use crate::keeper::{Folder, SERVER_VARIABLE};
+use crate::keeper::{Folder, ROOT_VARIABLE};
 
 /// Where the kernel takes a process's inclination to be killed for memory from.
 pub(super) const OOM_SCORE: &str = "/proc/self/oom_score_adj";
@@ -145,7 +145,7 @@ impl Job<'_> {
             ("LISTEN_FDNAMES", names.as_ref()),
             ("WATCHDOG_PID", pid.as_ref()),
             ("WATCHDOG_USEC", silence.as_ref()),
-            (SERVER_VARIABLE, self.folder.root().as_os_str()),
+            (ROOT_VARIABLE, self.folder.root().as_os_str()),
         ];
         let ours = ours.map(|(name, value)| (OsStr::new(name), value));
         let pair = |(name, value): (&OsStr, &OsStr)| {

@@ -64,6 +64,8 @@ struct Keeper {
     starts: u64,
     error: String,
     status: String,
+    /// Why the server was killed that is about to be buried.
+    killed: Option<&'static str>,
     sweep: Instant,
     used: bool,
 }
@@ -94,6 +96,7 @@ impl Keeper {
             starts: 0,
             error: String::new(),
             status: String::new(),
+            killed: None,
             sweep: Instant::now() + SWEEP,
             used: false,
         }
@@ -179,7 +182,8 @@ impl Keeper {
             Deed::Spawn => self.spawn(),
             Deed::Terminate => self.signal(Signal::TERM),
             Deed::Kill(why) => {
-                self.fail(format!("the server is killed: {why}"));
+                note(&format!("the server is killed: {why}"));
+                self.killed = Some(why);
                 self.signal(Signal::KILL);
             }
             Deed::Commit => {
@@ -203,6 +207,7 @@ impl Keeper {
 
     fn spawn(&mut self) {
         self.starts += 1;
+        self.status.clear();
         self.course.spawned(Instant::now());
         match self.try_spawn() {
             Ok(server) => {
@@ -327,10 +332,14 @@ impl Keeper {
         };
         let end = server.end();
         let pid = server.pid.as_raw_nonzero();
-        let how = match end {
-            End::Code(code) => format!("with exit code {code}"),
-            End::Signal(signal) => format!("by signal {signal}"),
-            End::Unknown => "in an unknown way".to_owned(),
+        let how = match (end, self.killed.take()) {
+            (_, Some(why)) => format!("because its keeper killed it: {why}"),
+            (End::Code(code), None) if !self.status.is_empty() => {
+                format!("with exit code {code}: {}", self.status)
+            }
+            (End::Code(code), None) => format!("with exit code {code}"),
+            (End::Signal(signal), None) => format!("by signal {signal}"),
+            (End::Unknown, None) => "in an unknown way".to_owned(),
         };
         let text = format!("the server, process {pid}, ended {how}");
         if self.course.is_wanted() {

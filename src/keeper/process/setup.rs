@@ -16,7 +16,7 @@ use rustix::process::{Resource, Signal};
 
 use super::child::{OOM_SCORE, Origin};
 use super::{Keeper, note};
-use crate::keeper::{Folder, KEEPER_NAME};
+use crate::keeper::{Folder, KEEPER_NAME, ROOT_VARIABLE};
 
 /// Among the last to be killed for memory.
 const OOM_SPARE: &str = "-999";
@@ -36,12 +36,11 @@ pub(super) struct Sockets {
 /// Does the keeper's work if this process was started as the keeper, by its name in `argv[0]`; else
 /// returns `None` at once. For the first line of `main`: the keeper must stay small and have one thread.
 pub fn run_if_keeper() -> Option<ExitCode> {
-    let mut args = std::env::args_os();
-    let name = args.next()?;
+    let name = std::env::args_os().next()?;
     if Path::new(&name).file_name().map(OsStr::as_bytes) != Some(KEEPER_NAME.as_bytes()) {
         return None;
     }
-    let root = args.next()?;
+    let root = std::env::var_os(ROOT_VARIABLE)?;
     match keep(Path::new(&root)) {
         Ok(()) => Some(ExitCode::SUCCESS),
         Err(error) => {

@@ -2,8 +2,10 @@
 
 mod auth;
 mod faults;
+mod mirrors;
 mod push;
 mod redirects;
+mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +19,7 @@ use crate::registry::*;
 /// Limits small enough to run into.
 fn impatient() -> Config {
     Config {
+        config_path: String::new(),
         progress_timeout: Duration::from_millis(400),
         deadline: Duration::from_secs(8),
         retries: 4,

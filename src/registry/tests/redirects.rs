@@ -34,6 +34,7 @@ impl Credentials for Login {
                     password: Secret::new("p".to_owned()),
                 },
                 place: "test".to_owned(),
+                until: None,
             }])
         })
     }

@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
 use crate::layer::{LayerRecord, LayerUsage, Layers, NotLazy};
-use crate::oci::{Digest, LayerLabels};
+use crate::oci::{Digest, LayerLabels, Reference};
 use crate::snapshotter::tests::digest;
 
 /// The fake.
@@ -110,6 +110,7 @@ impl Layers for FakeLayers {
             self.mount_now(target);
             Ok(LayerRecord {
                 image: labels.image.to_string(),
+                also: Vec::new(),
                 manifest: labels.manifest,
                 layer: labels.layer,
                 size: 1000,
@@ -118,6 +119,11 @@ impl Layers for FakeLayers {
             })
         }
         .boxed()
+    }
+
+    fn add_source(&self, target: &Path, _: &Reference) {
+        assert!(self.is_mounted(target));
+        self.calls.lock().push("source");
     }
 
     fn restore<'a>(

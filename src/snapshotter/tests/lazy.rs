@@ -54,6 +54,42 @@ async fn a_second_namespace_gets_the_same_snapshot() {
 }
 
 #[tokio::test]
+async fn every_image_that_a_layer_is_pulled_as_is_kept() {
+    let mut bed = Bed::new().await;
+    assert!(bed.pull("ns/1/extract", 'a', "").await.unwrap());
+    let before = bed.s().stat(&key(&bed.find('a', "")[0])).unwrap();
+    for image in ["q.io/other:1", "q.io/other:2", "r.io/image:3", "p.io/third"] {
+        let mut labels = target_labels('a');
+        labels.insert(label::IMAGE_REF.to_owned(), image.to_owned());
+        let prepared = bed.s().prepare(key("ns/2/extract"), None, labels);
+        assert!(matches!(prepared.await.unwrap(), Prepared::Lazy));
+    }
+    // The same target by a manifest that has another blob for it: that is no source of this one.
+    let mut labels = target_labels('a');
+    labels.insert(label::IMAGE_REF.to_owned(), "liar.io/x:1".to_owned());
+    labels.insert(label::LAYER_DIGEST.to_owned(), super::digest('z'));
+    bed.s()
+        .prepare(key("ns/3/extract"), None, labels)
+        .await
+        .unwrap();
+    assert_eq!(bed.layers.calls("source"), 2);
+    bed.reopen().await;
+    let after = bed.s().stat(&key(&bed.find('a', "")[0])).unwrap();
+    let lazy = after.lazy.as_ref().unwrap();
+    assert_eq!(lazy.image, "r.io/image:tag");
+    assert_eq!(
+        lazy.also,
+        ["q.io/other:1", "p.io/third:latest"],
+        "one of a repository"
+    );
+    assert_eq!(
+        (&after.labels, after.updated),
+        (&before.labels, before.updated)
+    );
+    assert_eq!((bed.folders(), bed.layers.calls("mount")), (1, 1));
+}
+
+#[tokio::test]
 async fn eight_at_once_make_one_snapshot() {
     let bed = Bed::new().await;
     bed.layers.slow_down(Duration::from_millis(50));

@@ -9,19 +9,117 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::io::Read;
 
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
+use crate::stargz::Error;
+use crate::stargz::toc::window::{Window, first};
 use crate::stargz::toc::xattr;
 
 /// More attributes than the kernel could list, and fewer than would cost memory.
 const MAX_XATTRS: usize = 10_000;
 
-/// Receives entries; an error from it ends the parse.
-pub(super) trait Sink<'de> {
-    /// Takes the next entry; `false` ends the parse.
-    fn entry(&mut self, entry: RawEntry<'de>) -> bool;
+/// Takes the next entry; `false` ends the parse.
+pub(super) type Sink<'s> = &'s mut dyn FnMut(RawEntry<'_>) -> bool;
+
+/// Reads a whole document and hands its entries on. Gives its version, which may stand behind the
+/// entries; `None` if `sink` has ended it.
+pub(super) fn document(input: &mut dyn Read, sink: Sink<'_>) -> Result<Option<i64>, Error> {
+    let mut window = Window::new(input);
+    let (mut version, mut entries) = (None, false);
+    window.next_of("{")?;
+    let mut after = match window.peek()? {
+        Some(b'}') => window.next_of("}")?,
+        _ => b',',
+    };
+    while after == b',' {
+        let key = key(&mut window)?;
+        window.next_of(":")?;
+        match key {
+            DocumentKey::Version if version.is_none() => version = Some(number(&mut window)?),
+            DocumentKey::Entries if !entries => {
+                entries = true;
+                if !each_entry(&mut window, sink)? {
+                    return Ok(None);
+                }
+            }
+            DocumentKey::Other => window.value(&mut |text| Ok(first::<Unknown>(text)?.1))?,
+            DocumentKey::Version | DocumentKey::Entries => {
+                return Err(window.malformed("a key of the toc occurs twice"));
+            }
+        }
+        after = window.next_of(",}")?;
+    }
+    if window.peek()?.is_some() {
+        return Err(window.malformed("something follows the toc"));
+    }
+    match version {
+        Some(version) if entries => Ok(Some(version)),
+        _ => Err(window.malformed("the toc has no version or no entries")),
+    }
+}
+
+/// The document's own keys.
+enum DocumentKey {
+    Version,
+    Entries,
+    Other,
+}
+
+fn key(window: &mut Window<'_>) -> Result<DocumentKey, Error> {
+    let mut key = DocumentKey::Other;
+    window.value(&mut |text| {
+        let (Text(name), len) = first(text)?;
+        key = match &*name {
+            "version" => DocumentKey::Version,
+            "entries" => DocumentKey::Entries,
+            _ => DocumentKey::Other,
+        };
+        Ok(len)
+    })?;
+    Ok(key)
+}
+
+fn number(window: &mut Window<'_>) -> Result<i64, Error> {
+    let mut number = 0;
+    window.value(&mut |text| {
+        let (found, len) = first(text)?;
+        number = found;
+        Ok(len)
+    })?;
+    Ok(number)
+}
+
+/// Hands on all entries of the list; false if `sink` has ended it.
+fn each_entry(window: &mut Window<'_>, sink: Sink<'_>) -> Result<bool, Error> {
+    if window.peek()? == Some(b'n') {
+        // `null` is how Go writes the list of an empty layer.
+        window.value(&mut |text| Ok(first::<()>(text)?.1))?;
+        return Ok(true);
+    }
+    window.next_of("[")?;
+    let mut after = match window.peek()? {
+        Some(b']') => window.next_of("]")?,
+        _ => b',',
+    };
+    while after == b',' {
+        if window.peek()? != Some(b'{') {
+            return Err(window.malformed("a toc entry is no object"));
+        }
+        let mut more = true;
+        window.value(&mut |text| {
+            let (entry, len) = first(text)?;
+            more = sink(entry);
+            Ok(len)
+        })?;
+        if !more {
+            return Ok(false);
+        }
+        after = window.next_of(",]")?;
+    }
+    Ok(true)
 }
 
 /// One entry as it stands in the TOC.
@@ -46,82 +144,21 @@ pub(super) struct RawEntry<'a> {
     pub chunk_digest: Cow<'a, str>,
 }
 
-/// The document's own keys.
-pub(super) struct Document<'s, S> {
-    pub sink: &'s mut S,
-}
-
-impl<'de, S: Sink<'de>> DeserializeSeed<'de> for Document<'_, S> {
-    /// The version, which may stand behind the entries.
-    type Value = i64;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<i64, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de, S: Sink<'de>> Visitor<'de> for Document<'_, S> {
-    type Value = i64;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a toc")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<i64, A::Error> {
-        let mut version = None;
-        let mut entries = false;
-        while let Some(Text(key)) = map.next_key()? {
-            match &*key {
-                "version" if version.is_none() => version = Some(map.next_value()?),
-                "entries" if !entries => {
-                    entries = true;
-                    map.next_value_seed(Entries {
-                        sink: &mut *self.sink,
-                    })?;
-                }
-                "version" => return Err(A::Error::duplicate_field("version")),
-                "entries" => return Err(A::Error::duplicate_field("entries")),
-                _ => _ = map.next_value::<Unknown>()?,
-            }
+impl RawEntry<'_> {
+    /// The entry, independent of the text it was read from.
+    pub(super) fn into_owned(self) -> RawEntry<'static> {
+        let owned = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        let pair = |(name, value)| (owned(name), owned(value));
+        RawEntry {
+            name: self.name.map(owned),
+            kind: owned(self.kind),
+            modtime: owned(self.modtime),
+            link_name: owned(self.link_name),
+            xattrs: self.xattrs.into_iter().map(pair).collect(),
+            digest: owned(self.digest),
+            chunk_digest: owned(self.chunk_digest),
+            ..self
         }
-        if !entries {
-            return Err(A::Error::missing_field("entries"));
-        }
-        version.ok_or_else(|| A::Error::missing_field("version"))
-    }
-}
-
-struct Entries<'s, S> {
-    sink: &'s mut S,
-}
-
-impl<'de, S: Sink<'de>> DeserializeSeed<'de> for Entries<'_, S> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de, S: Sink<'de>> Visitor<'de> for Entries<'_, S> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an array of entries")
-    }
-
-    /// `null` is how Go writes the list of an empty layer.
-    fn visit_unit<E>(self) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        while let Some(entry) = seq.next_element()? {
-            if !self.sink.entry(entry) {
-                return Err(A::Error::custom("an entry is refused"));
-            }
-        }
-        Ok(())
     }
 }
 

@@ -4,19 +4,20 @@
 //! thing that is held.
 
 use std::borrow::Cow;
-
-use serde::de::DeserializeSeed as _;
+use std::io::Read;
 
 use crate::stargz::error::quoted;
 use crate::stargz::toc::chunks::Gather;
-use crate::stargz::toc::json::{Document, RawEntry, Sink};
+use crate::stargz::toc::json::{self, RawEntry};
 use crate::stargz::toc::name::{PATH_MAX, clean};
 use crate::stargz::toc::xattr::{self, Bearer};
-use crate::stargz::toc::{Entry, EntryKind, bytes, time};
+use crate::stargz::toc::{Entry, EntryKind, time};
 use crate::stargz::{EntryError, Error, Limits};
 
 /// The one version of the format.
 const VERSION: i64 = 1;
+/// `type` of a regular file.
+const REG: &str = "reg";
 /// Permissions, setuid, setgid and sticky.
 const MODE_MASK: u32 = 0o7777;
 /// Largest id: the one above means "no change" to chown(2).
@@ -24,8 +25,6 @@ const MAX_ID: u32 = u32::MAX - 1;
 /// Linux's device numbers have 12 and 20 bits (`include/linux/kdev_t.h`).
 const MAX_MAJOR: u32 = (1 << 12) - 1;
 const MAX_MINOR: u32 = (1 << 20) - 1;
-/// How much of a JSON error is passed on, in characters; it may quote the TOC.
-const MAX_JSON_ERROR: usize = 200;
 
 /// What entries are held to.
 pub(super) struct Rules<'a> {
@@ -41,10 +40,7 @@ type Visit<'v> = &'v mut dyn FnMut(Entry<'_>) -> bool;
 
 /// Hands every object of the TOC to `visit`, which ends the walk by `false`: then the result is
 /// of no meaning.
-pub(super) fn walk(json: &[u8], rules: &Rules<'_>, visit: Visit<'_>) -> Result<(), Error> {
-    let json = std::str::from_utf8(json).map_err(|error| Error::TocUtf8 {
-        at: error.valid_up_to(),
-    })?;
+pub(super) fn walk(json: &mut dyn Read, rules: &Rules<'_>, visit: Visit<'_>) -> Result<(), Error> {
     let mut walker = Walker {
         rules,
         visit,
@@ -53,41 +49,38 @@ pub(super) fn walk(json: &[u8], rules: &Rules<'_>, visit: Visit<'_>) -> Result<(
         gather: Gather::default(),
         refused: None,
     };
-    let mut deserializer = serde_json::Deserializer::from_str(json);
-    let document = Document { sink: &mut walker };
-    let parsed = document
-        .deserialize(&mut deserializer)
-        .and_then(|version| deserializer.end().map(|()| version));
+    let parsed = json::document(json, &mut |raw| walker.entry(raw));
     if let Some(error) = walker.refused {
         return Err(error);
     }
-    let version = parsed.map_err(|error| malformed(&error))?;
-    if version != VERSION {
-        return Err(Error::TocVersion { found: version });
+    match parsed? {
+        Some(VERSION) => walker.flush().map(drop),
+        Some(found) => Err(Error::TocVersion { found }),
+        None => Ok(()),
     }
-    walker.flush().map(drop)
 }
 
-struct Walker<'w, 'de> {
+struct Walker<'w> {
     rules: &'w Rules<'w>,
     visit: Visit<'w>,
     /// Entries seen.
     count: u32,
     /// The file whose chunks are being gathered.
-    file: Option<OpenFile<'de>>,
+    file: Option<OpenFile>,
     gather: Gather,
     /// Why the walk ended early.
     refused: Option<Error>,
 }
 
 /// A `reg` entry, and its position.
-struct OpenFile<'de> {
+struct OpenFile {
     index: u32,
-    raw: RawEntry<'de>,
+    raw: RawEntry<'static>,
 }
 
-impl<'de> Sink<'de> for Walker<'_, 'de> {
-    fn entry(&mut self, raw: RawEntry<'de>) -> bool {
+impl Walker<'_> {
+    /// Takes the next entry; `false` ends the parse.
+    fn entry(&mut self, raw: RawEntry<'_>) -> bool {
         let index = self.count;
         if index >= self.rules.limits.entries {
             self.refused = Some(Error::TocEntries {
@@ -101,11 +94,9 @@ impl<'de> Sink<'de> for Walker<'_, 'de> {
             false
         })
     }
-}
 
-impl<'de> Walker<'_, 'de> {
     /// Takes the next entry; `false` when `visit` ends the walk.
-    fn next(&mut self, index: u32, raw: RawEntry<'de>) -> Result<bool, Error> {
+    fn next(&mut self, index: u32, mut raw: RawEntry<'_>) -> Result<bool, Error> {
         if raw.kind == "chunk" {
             return match self.chunk(&raw) {
                 Ok(()) => Ok(true),
@@ -115,14 +106,15 @@ impl<'de> Walker<'_, 'de> {
         if !self.flush()? {
             return Ok(false);
         }
-        if raw.kind == "reg" {
-            return match self.gather.start(&raw, self.rules) {
-                Ok(()) => {
-                    self.file = Some(OpenFile { index, raw });
-                    Ok(true)
-                }
-                Err(why) => Err(refuse(index, &raw, why)),
-            };
+        if raw.kind == REG {
+            self.gather
+                .start(&raw, self.rules)
+                .map_err(|why| refuse(index, &raw, why))?;
+            // What has been used, and need not be copied.
+            (raw.chunk_digest, raw.kind) = (Cow::default(), Cow::Borrowed(REG));
+            let raw = raw.into_owned();
+            self.file = Some(OpenFile { index, raw });
+            return Ok(true);
         }
         self.hand_out(index, raw)
     }
@@ -145,12 +137,10 @@ impl<'de> Walker<'_, 'de> {
         }
     }
 
-    fn hand_out(&mut self, index: u32, raw: RawEntry<'de>) -> Result<bool, Error> {
-        let shown = raw.name.clone();
-        let entry = entry(raw, &mut self.gather, self.rules).map_err(|why| {
-            let name = quoted(shown.as_deref().unwrap_or_default().as_bytes());
-            Error::Entry { index, name, why }
-        })?;
+    fn hand_out(&mut self, index: u32, mut raw: RawEntry<'_>) -> Result<bool, Error> {
+        let xattrs = std::mem::take(&mut raw.xattrs);
+        let entry = entry(&raw, xattrs, &mut self.gather, self.rules);
+        let entry = entry.map_err(|why| refuse(index, &raw, why))?;
         Ok((self.visit)(entry))
     }
 }
@@ -162,17 +152,18 @@ fn refuse(index: u32, raw: &RawEntry<'_>, why: EntryError) -> Error {
 
 /// The object that an entry describes; a file's chunks are in `gather`.
 fn entry<'a>(
-    raw: RawEntry<'a>,
+    raw: &'a RawEntry<'_>,
+    xattrs: xattr::Encoded<'a>,
     gather: &'a mut Gather,
     rules: &Rules<'_>,
 ) -> Result<Entry<'a>, EntryError> {
-    let name = raw.name.ok_or(EntryError::NameMissing)?;
-    let name = clean(bytes(name))?;
-    let link = bytes(raw.link_name);
+    let name = raw.name.as_deref().ok_or(EntryError::NameMissing)?;
+    let name = clean(Cow::Borrowed(name.as_bytes()))?;
+    let link = Cow::Borrowed(raw.link_name.as_bytes());
     let device = (raw.dev_major, raw.dev_minor);
     let kind = match &*raw.kind {
         "dir" => EntryKind::Dir,
-        "reg" => {
+        REG => {
             let (size, chunks) = gather.finish(&raw.digest, rules)?;
             EntryKind::File { size, chunks }
         }
@@ -206,7 +197,7 @@ fn entry<'a>(
         uid: id("uid", raw.uid)?,
         gid: id("gid", raw.gid)?,
         mtime: time::parse(&raw.modtime)?,
-        xattrs: xattr::admit(raw.xattrs, bearer)?,
+        xattrs: xattr::admit(xattrs, bearer)?,
         name,
         kind,
     })
@@ -258,13 +249,4 @@ fn device_number((major, minor): (u64, u64)) -> Result<(u32, u32), EntryError> {
 
 fn in_range(value: u64, max: u32) -> Option<u32> {
     u32::try_from(value).ok().filter(|value| *value <= max)
-}
-
-/// The parser's message may quote a string of any length from the TOC (escaped, but whole).
-fn malformed(error: &serde_json::Error) -> Error {
-    Error::TocJson {
-        line: error.line(),
-        column: error.column(),
-        what: error.to_string().chars().take(MAX_JSON_ERROR).collect(),
-    }
 }

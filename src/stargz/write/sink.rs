@@ -19,7 +19,7 @@ use super::{Written, own};
 use crate::oci::{Digest, Hasher};
 
 /// The largest TOC that is written, in bytes of JSON: crfs reads no larger one.
-const MAX_TOC: u64 = 256 << 20;
+const MAX_TOC: u64 = 1 << 30;
 /// What the TOC's member is cut into, so that all cores can compress it.
 const TOC_BLOCK: usize = 1 << 20;
 

@@ -3,6 +3,7 @@
 mod damage;
 mod file;
 mod model;
+mod paths;
 mod scale;
 mod unpacked;
 
@@ -65,7 +66,7 @@ struct Built {
 fn built(entries: &[Entry<'_>]) -> Result<Built, Error> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("index");
-    let mut tree = Tree::new(Digest::of(b"blob"));
+    let mut tree = Tree::new(Digest::of(b"blob"), folder.path());
     for entry in entries {
         tree.add(entry)?;
     }

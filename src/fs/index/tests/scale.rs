@@ -11,7 +11,7 @@ fn a_million_files() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("index");
     let begun = Instant::now();
-    let mut tree = Tree::new(Digest::of(b"blob"));
+    let mut tree = Tree::new(Digest::of(b"blob"), folder.path());
     let mut name = String::new();
     for number in 0..FILES {
         use std::fmt::Write as _;

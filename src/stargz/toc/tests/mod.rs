@@ -130,6 +130,61 @@ fn only_version_1_is_read_wherever_it_stands() {
     }
 }
 
+/// Longer than several windows, so that they end everywhere: in keys, numbers, characters.
+#[test]
+fn a_long_toc_is_read_to_its_end_whatever_its_values_lengths() {
+    for shift in 0..7 {
+        let mut list = " ".repeat(shift);
+        let mut names = Vec::new();
+        for number in 0..9000 {
+            let name = format!("{number}-äöü€😀-{}", "x".repeat(number % 90));
+            list += &format!(r#"{{"name":"{name}","type":"dir","uid":{number}}} ,"#);
+            names.push((name, "Dir".to_owned()));
+        }
+        // One that needs a larger window.
+        let target = "t".repeat(600_000);
+        let long = object("dir", &format!(r#""y":"{target}""#));
+        names.push(("x".to_owned(), "Dir".to_owned()));
+        let json = format!(r#"{{"entries":[{list}{long}],"z":123456789,"version":1}}"#);
+        assert_eq!(walk(&json), Ok(names));
+        // Cut anywhere near its end it is no TOC.
+        for cut in 1..30 {
+            let refused = walk(&json[..json.len() - cut]);
+            assert!(matches!(refused, Err(Error::TocJson { .. })), "{cut}");
+        }
+    }
+    let latin1 = [
+        r#"{"version":1,"x":""#.as_bytes(),
+        &[b'x'; 300_000],
+        b"\xe9\"}",
+    ]
+    .concat();
+    let refused = walk_with(&Toc::unverified(latin1), &Limits::default());
+    assert_eq!(refused, Err(Error::TocUtf8 { at: 300_018 }));
+}
+
+#[test]
+fn a_value_of_any_length_costs_bounded_memory() {
+    let long = "x".repeat(9 << 20);
+    for json in [
+        format!(r#"{{"version":1,"entries":[{{"name":"{long}"#),
+        format!(r#"{{"version":1,"{long}":1,"entries":[]}}"#),
+        format!(r#"{{"version":1,"entries":[],"x":"{long}"}}"#),
+        format!(r#"{{"version":{}"#, "1".repeat(9 << 20)),
+    ] {
+        let refused = walk(&json);
+        assert!(matches!(refused, Err(Error::TocJson { .. })));
+    }
+    // White space is no value.
+    let blank = " ".repeat(9 << 20);
+    assert_eq!(
+        walk(&format!(
+            r#"{{{blank}"version":{blank}1,"entries":[]}}{blank}"#
+        )),
+        Ok(vec![])
+    );
+}
+
 #[test]
 fn unknown_keys_are_read_over_to_a_depth() {
     let known = object(

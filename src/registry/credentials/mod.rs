@@ -1,14 +1,46 @@
 //! Where credentials come from: a trait, so that sources can be added and chained.
+//!
+//! | source | module |
+//! |---|---|
+//! | the pull itself, as kubelet sends it through the CRI proxy | [`pulled`], kept sealed by [`seal`] |
+//! | docker's `config.json` and its helpers | [`docker_config`] |
+//! | kubelet's credential provider plugins | [`provider`] |
+//! | pull secrets of Kubernetes, through a kubeconfig | [`pull_secrets`] |
+//!
+//! Nothing here is asked before a registry wants to see something: start-up needs no credentials,
+//! and neither does what is cached.
+
+mod config;
+mod docker_config;
+mod exec;
+mod kubeconfig;
+mod pattern;
+mod provider;
+mod provider_config;
+mod pull_secrets;
+mod pulled;
+mod seal;
+
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::registry::Error;
 
+pub use config::Config;
+pub use docker_config::DockerConfig;
+pub use provider::Providers;
+pub use pull_secrets::PullSecrets;
+pub use pulled::{Learned, Pulled};
+
 /// Text that is not to be seen in logs.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Secret(String);
 
 impl Secret {
@@ -32,7 +64,7 @@ impl fmt::Debug for Secret {
 }
 
 /// What opens a registry.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Credential {
     /// User name and password (or access token used as one).
     Password {
@@ -54,6 +86,8 @@ pub struct Found {
     pub credential: Credential,
     /// File or helper, for messages.
     pub place: String,
+    /// When its source says that it ends, if it does: it is looked up again then.
+    pub until: Option<Instant>,
 }
 
 /// A source of credentials.
@@ -68,6 +102,28 @@ pub trait Credentials: Send + Sync {
         host: &'a str,
         repository: &'a str,
     ) -> BoxFuture<'a, Result<Vec<Found>, Error>>;
+
+    /// The look-up in the `n`th of the sources that this one is made of, from 0; `None` if it has not
+    /// so many. Whoever is content with what an earlier one has need not wait for a later one.
+    fn nth<'a>(
+        &'a self,
+        n: usize,
+        host: &'a str,
+        repository: &'a str,
+    ) -> Option<BoxFuture<'a, Result<Vec<Found>, Error>>> {
+        (n == 0).then(|| self.find(host, repository))
+    }
+
+    /// A registry or its token service refused `credential`, which was found before: what is kept
+    /// of it is out of date. The next look-up may go to where it came from.
+    fn refused(&self, host: &str, repository: &str, credential: &Credential) {
+        let _ = (host, repository, credential);
+    }
+
+    /// Only repositories (host, repository) that are `used` need credentials any more.
+    fn retain(&self, used: &dyn Fn(&str, &str) -> bool) {
+        let _ = used;
+    }
 
     /// Where this source looks, for the message that nothing was found.
     fn place(&self) -> String;
@@ -117,6 +173,27 @@ impl Credentials for Chain {
                 _ => Ok(all),
             }
         })
+    }
+
+    fn nth<'a>(
+        &'a self,
+        n: usize,
+        host: &'a str,
+        repository: &'a str,
+    ) -> Option<BoxFuture<'a, Result<Vec<Found>, Error>>> {
+        self.0.get(n).map(|source| source.find(host, repository))
+    }
+
+    fn refused(&self, host: &str, repository: &str, credential: &Credential) {
+        for source in &self.0 {
+            source.refused(host, repository, credential);
+        }
+    }
+
+    fn retain(&self, used: &dyn Fn(&str, &str) -> bool) {
+        for source in &self.0 {
+            source.retain(used);
+        }
     }
 
     fn place(&self) -> String {

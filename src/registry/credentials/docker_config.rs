@@ -8,8 +8,8 @@
 //! The file is read anew for every look-up, so a new login needs no restart.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -17,16 +17,14 @@ use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use futures::future::BoxFuture;
 use serde::Deserialize;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::Command;
+use tokio::io::AsyncReadExt as _;
 
+use crate::registry::credentials::exec::{self, MAX_ANSWER};
 use crate::registry::credentials::{Credential, Credentials, Found, Secret};
 use crate::registry::{Config, Error};
 
 /// The key under which docker keeps what belongs to `docker.io`.
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
-/// The largest file, and the longest answer of a helper, in bytes.
-const MAX_FILE: u64 = 1 << 20;
 /// The user name by which helpers mark an identity token.
 const TOKEN_USER: &str = "<token>";
 /// What helpers print when they hold nothing for a host.
@@ -48,15 +46,16 @@ pub struct DockerConfig {
 
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct File {
-    auths: HashMap<String, Auth>,
+pub(super) struct File {
+    pub(super) auths: HashMap<String, Auth>,
     creds_store: String,
     cred_helpers: HashMap<String, String>,
 }
 
+/// What opens one registry or repository.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Auth {
+pub(super) struct Auth {
     auth: String,
     username: String,
     password: String,
@@ -98,7 +97,7 @@ impl DockerConfig {
             Err(error) => return Err(self.broken(error.to_string())),
         };
         let mut json = Vec::new();
-        let read = file.take(MAX_FILE).read_to_end(&mut json).await;
+        let read = file.take(MAX_ANSWER).read_to_end(&mut json).await;
         read.map_err(|e| self.broken(e.to_string()))?;
         // The parser's own words could quote a secret: say where, not what.
         serde_json::from_slice(&json)
@@ -127,6 +126,7 @@ impl DockerConfig {
             found.extend(credential.map(|credential| Found {
                 credential,
                 place: self.place(),
+                until: None,
             }));
         }
         match failed {
@@ -140,23 +140,23 @@ impl DockerConfig {
         let broken = |why: String| Error::Credentials {
             place: format!("{program} (named in {})", self.path.display()),
             why,
+            passing: true,
         };
         if helper.contains('/') {
-            return Err(broken("a helper's name has no slash".to_owned()));
+            return Err(self.broken(format!("{helper:?}: a helper's name has no slash")));
         }
-        let run = run(&program, server, &self.helper_path);
-        let (ok, output) = tokio::time::timeout(self.helper_timeout, run)
-            .await
-            .map_err(|_| broken(format!("no answer within {:?}", self.helper_timeout)))?
-            .map_err(|e| broken(e.to_string()))?;
-        if !ok {
-            let text = String::from_utf8_lossy(&output);
+        let env = [("PATH", self.helper_path.as_str())];
+        let name = OsStr::new(&program);
+        let said = exec::run(name, &["get"], &env, server.as_bytes(), self.helper_timeout);
+        let said = said.await.map_err(broken)?;
+        if !said.ok {
+            let text = String::from_utf8_lossy(&said.output);
             return match text.contains(NOT_FOUND) {
                 true => Ok(None),
                 false => Err(broken(text.trim().chars().take(200).collect())),
             };
         }
-        let answer: Answer = serde_json::from_slice(&output)
+        let answer: Answer = serde_json::from_slice(&said.output)
             .map_err(|_| broken("its answer is not what the protocol says".to_owned()))?;
         let secret = Secret::new(answer.secret);
         Ok(Some(Found {
@@ -168,6 +168,7 @@ impl DockerConfig {
                 },
             },
             place: program,
+            until: None,
         }))
     }
 
@@ -175,6 +176,7 @@ impl DockerConfig {
         Error::Credentials {
             place: self.place(),
             why,
+            passing: false,
         }
     }
 }
@@ -225,9 +227,19 @@ impl File {
     }
 }
 
+impl Credential {
+    /// User name and password from base64 of both with a colon between them, as docker writes it.
+    #[must_use]
+    pub fn decode(auth: &str) -> Option<Self> {
+        let (username, password) = decode(auth)?;
+        let password = Secret::new(password);
+        Some(Self::Password { username, password })
+    }
+}
+
 impl Auth {
     /// `Ok(None)`: an empty entry, as docker leaves it beside a `credsStore`.
-    fn credential(&self) -> Result<Option<Credential>, &'static str> {
+    pub(super) fn credential(&self) -> Result<Option<Credential>, &'static str> {
         if !self.identitytoken.is_empty() {
             let token = Secret::new(self.identitytoken.clone());
             return Ok(Some(Credential::IdentityToken(token)));
@@ -247,6 +259,7 @@ impl Auth {
     }
 }
 
+/// User name and password of an `auth` field.
 fn decode(auth: &str) -> Option<(String, String)> {
     let text = String::from_utf8(BASE64.decode(auth.trim()).ok()?).ok()?;
     let (username, password) = text.split_once(':')?;
@@ -258,7 +271,7 @@ fn decode(auth: &str) -> Option<(String, String)> {
 }
 
 /// Host and namespace of a key, in whichever of its spellings: `https://host/v1/`, `host/ns`.
-fn split(key: &str) -> (&str, &str) {
+pub(super) fn split(key: &str) -> (&str, &str) {
     let bare = key
         .strip_prefix("https://")
         .or_else(|| key.strip_prefix("http://"));
@@ -272,25 +285,4 @@ fn split(key: &str) -> (&str, &str) {
         "v1" | "v2" => (host, ""),
         namespace => (host, namespace),
     }
-}
-
-/// Runs `program get`; yields whether it succeeded and what it printed. Dropped, it is killed.
-async fn run(program: &str, server: &str, path: &str) -> std::io::Result<(bool, Vec<u8>)> {
-    let mut child = Command::new(program)
-        .arg("get")
-        .env("PATH", path)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A helper that knows its answer need not read the question.
-        let _ = stdin.write_all(server.as_bytes()).await;
-    }
-    let mut output = Vec::new();
-    if let Some(stdout) = child.stdout.take() {
-        stdout.take(MAX_FILE).read_to_end(&mut output).await?;
-    }
-    Ok((child.wait().await?.success(), output))
 }

@@ -1,0 +1,165 @@
+//! `crfs profile`: what the starts of an image read, as a list for `crfs convert --prefetch`.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use crate::cli::Outcome;
+use crate::config::Config;
+use crate::layer::profile::{Folder, Image, Profile};
+use crate::oci::{Digest, Reference};
+
+/// Print which files an image's containers read first, in that order
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  crfs profile                                            list the images there is a profile of
+  crfs profile registry.example/app:1 > start-files.txt   one path a line, in the order of first read
+  crfs convert SRC DST --prefetch start-files.txt         lay those files out where nodes fetch them at once
+  crfs profile sha256:6d2a... --json                      by the digest of the manifest
+
+A running daemon writes a profile down a second after a container's start has read its last, and uses
+it by itself the next time the image is pulled. This command only reads what is on disk; the daemon need
+not run, and the image may be gone.")]
+pub(super) struct Args {
+    /// HOST/NAME:TAG as it was pulled, or the digest of its manifest; without it all are listed
+    #[arg(value_name = "IMAGE")]
+    image: Option<String>,
+    /// Print it as JSON
+    #[arg(long)]
+    json: bool,
+    /// The daemon's root folder [default: that of the configuration]
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Configuration file [default: /etc/crfs/config.toml if it exists]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// What `--json` prints of a profile.
+#[derive(Serialize)]
+struct Report<'a> {
+    images: &'a [Image],
+    layers: &'a [Digest],
+    /// Seconds since 1970.
+    updated: u64,
+    starts: u32,
+    bytes: u64,
+    /// How many files; the list itself only where one image was asked for.
+    files: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    paths: Option<Vec<String>>,
+}
+
+pub(super) fn run(args: Args) -> Outcome {
+    let root = match args.root {
+        Some(root) => root,
+        None => Config::load(args.config.as_deref())?.root,
+    };
+    let (profiles, damaged) = Folder::new(&root).all()?;
+    for error in damaged {
+        eprintln!("crfs: {error}");
+    }
+    let mut text = match &args.image {
+        None if args.json => json(
+            &profiles
+                .iter()
+                .map(|p| report(p, false))
+                .collect::<Vec<_>>(),
+        )?,
+        None => profiles.iter().flat_map(lines).collect(),
+        Some(image) => {
+            let asked = Asked::parse(image)?;
+            let found = profiles.iter().find(|profile| asked.is_of(profile));
+            let found = found.ok_or_else(|| {
+                let root = root.display();
+                format!(
+                    "no start of {image} was recorded in {root} yet (crfs profile lists those that were)"
+                )
+            })?;
+            match args.json {
+                true => json(&report(found, true))?,
+                // A list of lines cannot carry a path with a line break.
+                false => found
+                    .paths()
+                    .filter(|path| !path.contains(['\n', '\r']))
+                    .map(|path| path + "\n")
+                    .collect(),
+            }
+        }
+    };
+    if text.is_empty() && args.image.is_none() {
+        text = format!("no start was recorded in {} yet\n", root.display());
+    }
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What an image was asked for by.
+enum Asked {
+    Manifest(Digest),
+    Name(Reference),
+}
+
+impl Asked {
+    fn parse(text: &str) -> Result<Self, crate::oci::ReferenceError> {
+        if let Ok(digest) = text.parse() {
+            return Ok(Self::Manifest(digest));
+        }
+        let name: Reference = text.parse()?;
+        Ok(match name.digest() {
+            Some(digest) => Self::Manifest(digest),
+            None => Self::Name(name),
+        })
+    }
+
+    fn is_of(&self, profile: &Profile) -> bool {
+        profile.images.iter().any(|image| match self {
+            Self::Manifest(digest) => image.manifest == *digest,
+            Self::Name(name) => image.name.parse().is_ok_and(|known: Reference| {
+                let known = (known.host(), known.repository(), known.tag());
+                known == (name.host(), name.repository(), name.tag())
+            }),
+        })
+    }
+}
+
+fn report(profile: &Profile, in_full: bool) -> Report<'_> {
+    Report {
+        images: &profile.images,
+        layers: &profile.layers,
+        updated: profile.updated,
+        starts: profile.starts,
+        bytes: profile.bytes(),
+        files: profile.paths().count(),
+        paths: in_full.then(|| profile.paths().collect()),
+    }
+}
+
+fn json(value: &impl Serialize) -> Result<String, serde_json::Error> {
+    serde_json::to_string_pretty(value).map(|text| text + "\n")
+}
+
+/// A line for each name the profile goes by.
+fn lines(profile: &Profile) -> impl Iterator<Item = String> {
+    let (files, megabytes) = (profile.paths().count(), profile.bytes() as f64 / 1e6);
+    let (starts, age) = (profile.starts, age(profile.updated));
+    let images = profile.images.iter();
+    images.map(move |Image { name, manifest }| {
+        format!("{name} {manifest} {files} files, {megabytes:.1} MB, {starts} starts, {age} ago\n")
+    })
+}
+
+fn age(since: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let seconds = now.map_or(0, |now| now.as_secs().saturating_sub(since));
+    match Duration::from_secs(seconds).as_secs() {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7_200 => format!("{} min", seconds / 60),
+        seconds @ 7_200..172_800 => format!("{} h", seconds / 3_600),
+        seconds => format!("{} days", seconds / 86_400),
+    }
+}

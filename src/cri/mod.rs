@@ -1,0 +1,79 @@
+//! The Container Runtime Interface, passed on: crfs as kubelet's image service endpoint.
+//!
+//! Every call, known or not, unary or streaming, goes to containerd and back as the bytes it is;
+//! of one, `PullImage`, crfs reads what credentials the image is pulled with ([`pull`]). That is
+//! the only way by which those of a pod reach a snapshotter.
+//!
+//! Each connection has one of its own to containerd, made again when containerd was restarted: the
+//! calls in between fail as unavailable, which kubelet tries again.
+
+mod proxy;
+mod pull;
+mod upstream;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::registry::Pulled;
+
+/// How long calls under way may still take when crfs ends; streams of events never end.
+const GOODBYE: Duration = Duration::from_secs(2);
+/// Pause after an accept that failed, as when all file descriptors are in use.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Section `[cri]` of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Unix socket that kubelet's `imageServiceEndpoint` names. Default: none, there is no proxy.
+    pub listen: Option<PathBuf>,
+    /// Unix socket of containerd, which gets every call.
+    pub containerd: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            containerd: PathBuf::from("/run/containerd/containerd.sock"),
+        }
+    }
+}
+
+/// Serves connections of `listener` until `end`; `pulled` learns what pulls are made with.
+pub async fn serve(
+    listener: UnixListener,
+    containerd: PathBuf,
+    pulled: Pulled,
+    end: CancellationToken,
+) {
+    let connections = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = end.cancelled() => break,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let connection =
+                    proxy::Connection::new(containerd.clone(), pulled.clone(), end.clone());
+                connections.spawn(connection.serve(stream));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection to the CRI proxy was lost");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+    connections.close();
+    // What is left ends with the process.
+    let _ = tokio::time::timeout(GOODBYE, connections.wait()).await;
+}

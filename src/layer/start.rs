@@ -1,0 +1,227 @@
+//! The start of an image: fetches what is known to be needed, in the order in which it will be.
+//!
+//! Begins as soon as a layer's index is there, before it is mounted; nothing waits for it. What a
+//! profile names is handed out in windows over all layers, so that what is needed first does not
+//! share the link with what is needed last; within a window each layer's chunks are asked for as
+//! they lie, adjacent ones in one request. Where there is no profile, a layer is fetched up to its
+//! landmark.
+//!
+//! Locking: the queue is locked to change it, never across I/O.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::blob::fetch::Fetcher;
+use crate::blob::{Blob, ChunkId};
+use crate::fs::Index;
+use crate::layer::profile::Profile;
+use crate::oci::Digest;
+
+/// Bytes of content in a window; as many again may be on their way from the one before. Two of them
+/// are some 3 MB of blob: enough to fill 200 Mbit/s at 100 ms, or 1 Gbit/s at 20 ms.
+const WINDOW: u64 = 4 << 20;
+/// How often it is looked whether a window has arrived: of the order of a short round trip.
+const LOOK: Duration = Duration::from_millis(3);
+/// How long nothing may arrive until the rest is left to the readers: the registry is in trouble.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Part of what lies before a landmark that a profile must name to be believed instead: less comes
+/// of a start that was not the image's usual one.
+const LANDMARK_SHARE: u64 = 4;
+
+/// A piece to be fetched.
+#[derive(Clone)]
+struct Item {
+    blob: Weak<Blob>,
+    chunk: ChunkId,
+    size: u64,
+}
+
+#[derive(Default)]
+struct State {
+    /// Content that was handed in.
+    opened: Vec<Weak<Blob>>,
+    /// What is left to fetch, by its place in the profile. The second number tells two layers apart
+    /// that have the same file.
+    queue: BTreeMap<(u32, usize), Item>,
+    /// Bytes of content that were asked for.
+    asked: u64,
+    is_feeding: bool,
+}
+
+/// One image that is being pulled or started.
+pub(super) struct Start {
+    fetcher: Arc<Fetcher>,
+    profile: Option<Profile>,
+    /// The lazy layers of the image.
+    layers: Vec<Digest>,
+    state: Mutex<State>,
+}
+
+impl Start {
+    /// Of an image with these lazy layers. Fetches nothing yet.
+    pub(super) fn new(
+        fetcher: Arc<Fetcher>,
+        profile: Option<Profile>,
+        layers: Vec<Digest>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            fetcher,
+            profile,
+            layers,
+            state: Mutex::default(),
+        })
+    }
+
+    /// A layer's content can be fetched from now on. Begins with that, once for each content,
+    /// without waiting. Must be called within a tokio runtime.
+    pub(super) fn opened(self: &Arc<Self>, layer: Digest, index: &Arc<Index>, blob: &Arc<Blob>) {
+        let number = {
+            let mut state = self.state.lock();
+            let known = |known: &Weak<Blob>| known.as_ptr() == Arc::as_ptr(blob);
+            if state.opened.iter().any(known) {
+                return;
+            }
+            state.opened.push(Arc::downgrade(blob));
+            state.opened.len()
+        };
+        if self.profile.is_none() {
+            blob.prefetch_landmark();
+            return;
+        }
+        let (this, index, blob) = (Arc::clone(self), Arc::clone(index), Arc::clone(blob));
+        // Looks up every path of the profile: milliseconds.
+        tokio::task::spawn_blocking(move || this.enqueue(layer, number, &index, &blob));
+    }
+
+    fn enqueue(self: Arc<Self>, layer: Digest, number: usize, index: &Index, blob: &Arc<Blob>) {
+        let items = self.items(layer, index, blob);
+        let named: u64 = items.iter().map(|(_, item)| item.size).sum();
+        if named.saturating_mul(LANDMARK_SHARE) < blob.landmark_size() {
+            blob.prefetch_landmark();
+        }
+        let feed = {
+            let mut state = self.state.lock();
+            let items = items.into_iter().map(|(at, item)| ((at, number), item));
+            state.queue.extend(items);
+            let feed = !state.is_feeding && !state.queue.is_empty();
+            state.is_feeding |= feed;
+            feed
+        };
+        if feed {
+            tokio::spawn(async move { self.feed().await });
+        }
+    }
+
+    /// What the profile names of a layer.
+    fn items(&self, layer: Digest, index: &Index, blob: &Arc<Blob>) -> Vec<(u32, Item)> {
+        let profile = self.profile.iter();
+        let wanted = profile.flat_map(|profile| profile.wanted(&layer, &self.layers));
+        // Pieces of one file mostly follow each other.
+        let (mut path, mut chunks) = ("", 0..0);
+        let mut items = Vec::new();
+        for piece in wanted {
+            if piece.path != path {
+                path = piece.path;
+                // Damage shows when the file is read.
+                let found = index.chunks_at(path.as_bytes()).ok().flatten();
+                chunks = found.unwrap_or(0..0);
+            }
+            let Some(chunk) = chunks.clone().nth(piece.chunk as usize) else {
+                continue;
+            };
+            let item = Item {
+                blob: Arc::downgrade(blob),
+                chunk: ChunkId(chunk),
+                size: piece.size.into(),
+            };
+            items.push((piece.at, item));
+        }
+        items
+    }
+
+    /// Hands out windows until nothing is left.
+    async fn feed(self: Arc<Self>) {
+        let _precedence = self.fetcher.precede();
+        let mut flying: Vec<Item> = Vec::new();
+        loop {
+            let window = self.next_window();
+            if window.is_empty() {
+                let mut state = self.state.lock();
+                // Under the lock that `enqueue` takes: nothing is overlooked.
+                state.is_feeding = !state.queue.is_empty();
+                if !state.is_feeding {
+                    return;
+                }
+                continue;
+            }
+            ask_for(&window);
+            flying.extend(window);
+            if !arrived(&mut flying).await {
+                tracing::debug!("nothing arrives, the rest is fetched when it is read");
+                self.state.lock().queue.clear();
+            }
+        }
+    }
+
+    /// The next pieces that are not here.
+    fn next_window(&self) -> Vec<Item> {
+        let mut state = self.state.lock();
+        let mut window = Vec::new();
+        let mut bytes = 0;
+        // A start must not evict its own beginning.
+        let most = self.fetcher.cache().max_size() / 2;
+        while bytes < WINDOW
+            && let Some((_, item)) = state.queue.pop_first()
+        {
+            if !item.is_here() && state.asked + item.size <= most {
+                state.asked += item.size;
+                bytes += item.size;
+                window.push(item);
+            }
+        }
+        window
+    }
+}
+
+impl Item {
+    /// Whether nothing is to be waited for: it is cached, or the layer is gone.
+    fn is_here(&self) -> bool {
+        let blob = self.blob.upgrade();
+        blob.is_none_or(|blob| blob.holds(self.chunk))
+    }
+}
+
+fn ask_for(window: &[Item]) {
+    let mut rest: Vec<&Item> = window.iter().collect();
+    while let Some(first) = rest.first() {
+        let blob = first.blob.clone();
+        let of_blob = |item: &&Item| Weak::ptr_eq(&item.blob, &blob);
+        let chunks: Vec<_> = rest.extract_if(.., |item| of_blob(&&**item)).collect();
+        let chunks: Vec<_> = chunks.iter().map(|item| item.chunk).collect();
+        if let Some(blob) = blob.upgrade() {
+            blob.prefetch(&chunks);
+        }
+    }
+}
+
+/// Waits until at most a window is on its way; false if nothing arrives any more.
+async fn arrived(flying: &mut Vec<Item>) -> bool {
+    let mut last = Instant::now();
+    loop {
+        let before = flying.len();
+        flying.retain(|item| !item.is_here());
+        let bytes: u64 = flying.iter().map(|item| item.size).sum();
+        if bytes < WINDOW {
+            return true;
+        }
+        if flying.len() < before {
+            last = Instant::now();
+        } else if last.elapsed() > PATIENCE {
+            return false;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}

@@ -1,0 +1,236 @@
+//! One remote blob, read by ranges that survive broken connections, expired URLs, and hosts that do
+//! not have it or do not serve it rightly.
+//!
+//! A range is asked of the hosts in their order ([`Hosts`]) until one answers; what an answer leaves
+//! out is asked of them again. Where no other host is left, time is given ([`Patience`]).
+//!
+//! Locking: `spots` and `served` are held for a copy only.
+
+mod part;
+mod spot;
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::{self, StreamExt as _};
+use parking_lot::Mutex;
+
+use crate::oci::Digest;
+use crate::registry::body::PROGRESS;
+use crate::registry::hosts::{Capability, Failures, Hosts, List};
+use crate::registry::retry::Patience;
+use crate::registry::{ByteStream, Error, RangeSource};
+use part::Part;
+use spot::{Spot, Target};
+
+/// Answers that are remembered, in case they prove wrong: more than are decoded at a time.
+const SERVED: usize = 64;
+
+/// A blob of a registry. Cheap to clone; clones share where the blob was found.
+#[derive(Clone)]
+pub(super) struct RemoteBlob(Arc<Inner>);
+
+struct Inner {
+    hosts: Arc<Hosts>,
+    target: Arc<Target>,
+    /// The blob at each host, and the list of hosts they were made for.
+    spots: Mutex<(Option<List>, Vec<Arc<Spot>>)>,
+    /// Who answered for which range, the latest last.
+    served: Mutex<VecDeque<(Range<u64>, Arc<Spot>)>>,
+}
+
+/// A range that is being read.
+struct Reader {
+    blob: RemoteBlob,
+    rest: Range<u64>,
+    part: Option<(Arc<Spot>, Part)>,
+    patience: Patience,
+    /// Bytes since the last failure.
+    progress: u64,
+}
+
+impl RemoteBlob {
+    pub(super) fn new(hosts: Arc<Hosts>, repository: &str, digest: Digest, size: u64) -> Self {
+        let target = Target {
+            what: format!("blob {digest} of {}/{repository}", hosts.name()).into(),
+            repository: repository.to_owned(),
+            digest,
+            size,
+        };
+        Self(Arc::new(Inner {
+            hosts,
+            target: Arc::new(target),
+            spots: Mutex::default(),
+            served: Mutex::default(),
+        }))
+    }
+
+    async fn read(&self, range: Range<u64>) -> Result<ByteStream, Error> {
+        let Target { what, size, .. } = &*self.0.target;
+        if range.is_empty() || range.end > *size {
+            let (start, end) = (range.start, range.end);
+            let why = format!("{what}: {start}..{end} is not a range of its {size} bytes");
+            return Err(Error::Protocol(why));
+        }
+        let mut reader = Reader {
+            blob: self.clone(),
+            rest: range,
+            part: None,
+            patience: self.0.hosts.patience(what),
+            progress: 0,
+        };
+        reader.open().await?;
+        let pieces = stream::try_unfold(reader, |mut reader| async move {
+            Ok(reader.next().await?.map(|piece| (piece, reader)))
+        });
+        Ok(pieces.boxed())
+    }
+}
+
+impl RangeSource for RemoteBlob {
+    fn digest(&self) -> Digest {
+        self.0.target.digest
+    }
+
+    fn size(&self) -> u64 {
+        self.0.target.size
+    }
+
+    fn range(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, Error>> {
+        Box::pin(self.read(range))
+    }
+
+    fn was_wrong(&self, range: Range<u64>) {
+        let overlaps = |other: &Range<u64>| other.start < range.end && range.start < other.end;
+        let mut served = self.0.served.lock();
+        served.retain(|(other, spot)| {
+            let wrong = overlaps(other);
+            if wrong {
+                spot.was_wrong();
+            }
+            !wrong
+        });
+    }
+}
+
+impl Inner {
+    /// Asks each host that may have `range`, until one answers.
+    async fn open(&self, range: &Range<u64>) -> Result<(Arc<Spot>, Part), Error> {
+        let mut failures = Failures::default();
+        for spot in self.candidates()? {
+            match spot.open(range).await {
+                Ok(part) => {
+                    spot.endpoint.worked();
+                    let mut served = self.served.lock();
+                    served.push_back((range.clone(), Arc::clone(&spot)));
+                    if served.len() > SERVED {
+                        served.pop_front();
+                    }
+                    return Ok((spot, part));
+                }
+                Err(error) => {
+                    spot.note(&error);
+                    failures.add(&spot.endpoint, error);
+                }
+            }
+        }
+        let verdict = failures.verdict();
+        Err(verdict.unwrap_or_else(|| self.hosts.none_able(Capability::Pull)))
+    }
+
+    /// Hosts in the order to ask them: those that let this blob down only if all did, those that
+    /// rest last.
+    fn candidates(&self) -> Result<Vec<Arc<Spot>>, Error> {
+        let hosts = self.hosts.all()?;
+        let mut spots = self.spots.lock();
+        if !spots
+            .0
+            .as_ref()
+            .is_some_and(|known| Arc::ptr_eq(known, &hosts))
+        {
+            let able = hosts.iter().filter(|host| host.can(Capability::Pull));
+            let known = std::mem::take(&mut spots.1);
+            spots.1 = able
+                .map(|host| {
+                    let same = known.iter().find(|spot| Arc::ptr_eq(&spot.endpoint, host));
+                    let new = || Arc::new(Spot::new(Arc::clone(host), &self.target));
+                    same.cloned().unwrap_or_else(new)
+                })
+                .collect();
+            spots.0 = Some(hosts);
+        }
+        let (aside, mut good): (Vec<_>, Vec<_>) =
+            spots.1.iter().cloned().partition(|spot| spot.is_aside());
+        if good.is_empty() {
+            good = aside;
+        }
+        good.sort_by_key(|spot| spot.endpoint.is_resting());
+        Ok(good)
+    }
+}
+
+impl Reader {
+    /// Opens what is left, as often as patience allows.
+    async fn open(&mut self) -> Result<(), Error> {
+        while self.part.is_none() {
+            match self.patience.within(self.blob.0.open(&self.rest)).await {
+                Ok(opened) => self.part = Some(opened),
+                Err(error) => self.patience.after(error).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            self.open().await?;
+            let Some((_, part)) = &mut self.part else {
+                continue;
+            };
+            match part.next().await {
+                Ok(Some(piece)) => {
+                    self.rest.start += piece.len() as u64;
+                    self.progress += piece.len() as u64;
+                    return Ok(Some(piece));
+                }
+                Ok(None) if self.rest.is_empty() => {
+                    return match self.part.take() {
+                        Some((_, part)) => part.finish().await.map(|()| None),
+                        None => Ok(None),
+                    };
+                }
+                Ok(None) => {
+                    let error = part.truncated(&self.blob.0.target.what);
+                    self.fail(error).await?;
+                }
+                Err(error) => self.fail(error).await?,
+            }
+        }
+    }
+
+    /// The answer broke off: the rest is asked for again, elsewhere if there is another place.
+    async fn fail(&mut self, error: Error) -> Result<(), Error> {
+        if let Some((spot, _)) = self.part.take() {
+            spot.endpoint.failed(&error);
+            spot.note(&error);
+        }
+        if self.progress >= PROGRESS {
+            self.patience.renew();
+            self.progress = 0;
+        }
+        if !error.is_transient()
+            && self
+                .blob
+                .0
+                .candidates()?
+                .iter()
+                .any(|spot| !spot.is_aside())
+        {
+            return Ok(());
+        }
+        self.patience.after(error).await
+    }
+}
