@@ -13,6 +13,8 @@
 #   --save FOLDER        write RESULTS.md and its plot there
 #   --crfs FILE          another crfs than this tree's
 #
+# CRFS_BENCH_DISK=host puts the nodes on the machine's own file system, not on one of their own (disk.py says why).
+#
 # Examples:
 #   integration/bench/run.sh --only python --runs 5
 #   integration/bench/run.sh --only python,small --link 50:200 --json /tmp/runs.json
