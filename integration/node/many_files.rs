@@ -73,8 +73,15 @@ fn images(bed: &Bed, files: usize) -> [Image; 2] {
         begun.elapsed(),
         written.size >> 20
     );
-    fs::rename(blob, blobs.join(written.digest.hex().to_string())).unwrap();
-    ["first", "second"].map(|tag| push(bed, &layout, &format!("many:{tag}"), &[written.clone()]))
+    fs::rename(blob, blobs.join(written.digest.hex())).unwrap();
+    ["first", "second"].map(|tag| {
+        push(
+            bed,
+            &layout,
+            &format!("many:{tag}"),
+            std::slice::from_ref(&written),
+        )
+    })
 }
 
 /// Pushes an image of layers whose blobs are in the layout.
@@ -121,7 +128,7 @@ fn descriptor(layer: &Written) -> Value {
 fn add(blobs: &Path, document: &Value, media: &str) -> Value {
     let bytes = document.to_string();
     let digest = Digest::of(bytes.as_bytes());
-    fs::write(blobs.join(digest.hex().to_string()), &bytes).unwrap();
+    fs::write(blobs.join(digest.hex()), &bytes).unwrap();
     json!({ "mediaType": media, "digest": digest.to_string(), "size": bytes.len() })
 }
 
