@@ -15,6 +15,7 @@ mod upstream;
 mod tests;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,7 @@ use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::oci::Reference;
 use crate::registry::Pulled;
 
 /// How long calls under way may still take when crfs ends; streams of events never end.
@@ -48,11 +50,23 @@ impl Default for Config {
     }
 }
 
-/// Serves connections of `listener` until `end`; `pulled` learns what pulls are made with.
+/// Told of every image that was pulled.
+pub type OnPulled = dyn Fn(Reference) + Send + Sync;
+
+/// What becomes of pulls.
+#[derive(Clone)]
+pub struct Pulls {
+    /// Learns what they are made with.
+    pub credentials: Pulled,
+    /// Called for each that succeeded.
+    pub done: Arc<OnPulled>,
+}
+
+/// Serves connections of `listener` until `end`.
 pub async fn serve(
     listener: UnixListener,
     containerd: PathBuf,
-    pulled: Pulled,
+    pulls: Pulls,
     end: CancellationToken,
 ) {
     let connections = TaskTracker::new();
@@ -64,7 +78,7 @@ pub async fn serve(
         match accepted {
             Ok((stream, _)) => {
                 let connection =
-                    proxy::Connection::new(containerd.clone(), pulled.clone(), end.clone());
+                    proxy::Connection::new(containerd.clone(), pulls.clone(), end.clone());
                 connections.spawn(connection.serve(stream));
             }
             Err(error) => {

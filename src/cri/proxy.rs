@@ -13,9 +13,9 @@ use hyper::{Body, Request, Response, Uri};
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::cri::pull;
+use crate::cri::pull::{self, Pull};
 use crate::cri::upstream::{CONNECTION_WINDOW, Exec, STREAM_WINDOW, Upstream};
-use crate::registry::{Learned, Pulled};
+use crate::cri::{OnPulled, Pulls};
 
 /// How gRPC says how a call ended.
 const GRPC_STATUS: &str = "grpc-status";
@@ -27,15 +27,15 @@ const UNAVAILABLE: &str = "14";
 /// A client's connection and the one to containerd behind it.
 pub(super) struct Connection {
     upstream: Upstream,
-    pulled: Pulled,
+    pulls: Pulls,
     end: CancellationToken,
 }
 
 impl Connection {
-    pub(super) fn new(containerd: PathBuf, pulled: Pulled, end: CancellationToken) -> Self {
+    pub(super) fn new(containerd: PathBuf, pulls: Pulls, end: CancellationToken) -> Self {
         Self {
             upstream: Upstream::new(containerd),
-            pulled,
+            pulls,
             end,
         }
     }
@@ -68,15 +68,15 @@ impl Connection {
     }
 
     async fn call(&self, request: Request<Body>) -> Response<Body> {
-        let (request, learned) = match pull::is_pull(request.uri().path()) {
+        let (request, pull) = match pull::is_pull(request.uri().path()) {
             false => (request, None),
-            true => match pull::look(request, &self.pulled).await {
+            true => match pull::look(request, &self.pulls.credentials).await {
                 Ok(looked) => looked,
                 Err(why) => return refusal(EXHAUSTED, &why),
             },
         };
         match self.upstream.send(addressed(request)).await {
-            Ok(response) => watched(response, learned),
+            Ok(response) => watched(response, pull, Arc::clone(&self.pulls.done)),
             Err(why) => {
                 tracing::warn!(why, "a CRI call did not reach containerd");
                 refusal(
@@ -103,8 +103,8 @@ fn addressed(mut request: Request<Body>) -> Request<Body> {
 }
 
 /// Passes the answer of a pull on, and keeps what was learned of it if it says that all went well.
-fn watched(response: Response<Body>, learned: Option<Learned>) -> Response<Body> {
-    let Some(learned) = learned else {
+fn watched(response: Response<Body>, pull: Option<Pull>, done: Arc<OnPulled>) -> Response<Body> {
+    let Some(pull) = pull else {
         return response;
     };
     let (head, mut from) = response.into_parts();
@@ -126,7 +126,7 @@ fn watched(response: Response<Body>, learned: Option<Learned>) -> Response<Body>
         match from.trailers().await {
             Ok(Some(trailers)) => {
                 if succeeded(&trailers) {
-                    learned.keep();
+                    done(pull.succeeded());
                 }
                 // An error means that the client is gone.
                 let _ = to.send_trailers(trailers).await;

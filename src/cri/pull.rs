@@ -22,6 +22,22 @@ mod api {
     include!(concat!(env!("OUT_DIR"), "/runtime.v1.rs"));
 }
 
+/// A pull that is under way.
+pub(super) struct Pull {
+    image: Reference,
+    learned: Option<Learned>,
+}
+
+impl Pull {
+    /// It has succeeded: its credential is kept. Yields what was pulled.
+    pub(super) fn succeeded(self) -> Reference {
+        if let Some(learned) = self.learned {
+            learned.keep();
+        }
+        self.image
+    }
+}
+
 /// Whether a call pulls an image, in any version of the API.
 pub(super) fn is_pull(path: &str) -> bool {
     path.starts_with("/runtime.v1") && path.ends_with(".ImageService/PullImage")
@@ -34,7 +50,7 @@ pub(super) fn is_pull(path: &str) -> bool {
 pub(super) async fn look(
     request: Request<Body>,
     pulled: &Pulled,
-) -> Result<(Request<Body>, Option<Learned>), String> {
+) -> Result<(Request<Body>, Option<Pull>), String> {
     let (head, mut body) = request.into_parts();
     let mut bytes = Vec::new();
     while let Some(piece) = body.data().await {
@@ -45,20 +61,23 @@ pub(super) async fn look(
         bytes.extend_from_slice(&piece);
     }
     let bytes = Bytes::from(bytes);
-    let learned = learn(&bytes, pulled);
-    Ok((Request::from_parts(head, Body::from(bytes)), learned))
+    let pull = learn(&bytes, pulled);
+    Ok((Request::from_parts(head, Body::from(bytes)), pull))
 }
 
 /// Whatever is strange about the message is containerd's to say: then nothing is learned.
-fn learn(bytes: &[u8], pulled: &Pulled) -> Option<Learned> {
+fn learn(bytes: &[u8], pulled: &Pulled) -> Option<Pull> {
     let (prefix, message) = bytes.split_at_checked(PREFIX)?;
     let is_plain = prefix.first() == Some(&0);
     let request = api::PullImageRequest::decode(message).ok();
     let request = request.filter(|_| is_plain)?;
     let image: Reference = request.image?.image.parse().ok()?;
-    let credential = credential(request.auth?, &image)?;
-    tracing::debug!(%image, "a pull brought credentials");
-    Some(pulled.learn(&image, credential))
+    let credential = request.auth.and_then(|auth| credential(auth, &image));
+    let learned = credential.map(|credential| {
+        tracing::debug!(%image, "a pull brought credentials");
+        pulled.learn(&image, credential)
+    });
+    Some(Pull { image, learned })
 }
 
 /// What containerd makes of it too (its `ParseAuth`), and the registry token, which it ignores.

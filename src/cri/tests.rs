@@ -125,7 +125,11 @@ async fn bench() -> Bench {
     let running = server.listen(&containerd);
     let (pulled, end) = (Pulled::default(), CancellationToken::new());
     let listener = UnixListener::bind(&listen).unwrap();
-    let proxy = serve(listener, containerd.clone(), pulled.clone(), end.clone());
+    let pulls = Pulls {
+        credentials: pulled.clone(),
+        done: Arc::new(|_| {}),
+    };
+    let proxy = serve(listener, containerd.clone(), pulls, end.clone());
     let proxy = tokio::spawn(proxy);
     let stream = UnixStream::connect(&listen).await.unwrap();
     let (client, connection) = Builder::new(Exec).handshake(stream).await.unwrap();

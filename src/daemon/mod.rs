@@ -28,6 +28,7 @@ use crate::keeper::protocol::FdName;
 use crate::keeper::{self, Held, STATE, State};
 use crate::layer::profile::Folder;
 use crate::layer::{Layers as _, LiveLayers, Parts};
+use crate::oci::Reference;
 use crate::overlay::{self, options::Features};
 use crate::registry::{self, Chain, Credentials, DockerConfig, Providers, PullSecrets, Pulled};
 use crate::snapshotter::{self, Snapshotter};
@@ -125,7 +126,7 @@ async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error
         service::socket::bind(path).map_err(Error::from)
     })?;
     let incoming = service::socket::incoming(listener).map_err(Error::Setup)?;
-    let proxy = Proxy::start(&config.cri, pulled)?;
+    let proxy = Proxy::start(&config.cri, pulls(pulled, &snapshotter))?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         root = %config.root.display(),
@@ -266,8 +267,21 @@ struct Proxy {
     end: CancellationToken,
 }
 
+/// What pulls are made with opens the layers, and what they pull is one more place to read them from.
+fn pulls(credentials: Pulled, snapshotter: &Snapshotter) -> cri::Pulls {
+    let snapshotter = snapshotter.clone();
+    let done = move |image: Reference| {
+        let snapshotter = snapshotter.clone();
+        tokio::spawn(async move { snapshotter.pulled(&image).await });
+    };
+    cri::Pulls {
+        credentials,
+        done: Arc::new(done),
+    }
+}
+
 impl Proxy {
-    fn start(config: &cri::Config, pulled: Pulled) -> Result<Self, Error> {
+    fn start(config: &cri::Config, pulls: cri::Pulls) -> Result<Self, Error> {
         let (tasks, end) = (TaskTracker::new(), CancellationToken::new());
         if let Some(path) = &config.listen {
             let listener = service::socket::bind(path)?;
@@ -277,7 +291,7 @@ impl Proxy {
             tasks.spawn(cri::serve(
                 listener,
                 config.containerd.clone(),
-                pulled,
+                pulls,
                 end.clone(),
             ));
         }

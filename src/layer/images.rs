@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::layer::NotLazy;
 use crate::layer::flight::{Flights, Outcome};
 use crate::layer::resolve::Resolver;
-use crate::oci::{Descriptor, Digest, LayerLabels, Manifest, Reference};
+use crate::oci::{Descriptor, Digest, Index, LayerLabels, Manifest, Reference};
 use crate::registry;
 
 /// How long a manifest is kept after it was asked for: an image's layers come within seconds, and
@@ -74,6 +74,23 @@ impl Images {
             Ok(manifest)
         })
     }
+}
+
+/// The manifest of `image` for this machine, whichever its tag leads to now.
+pub(super) async fn manifest_of(
+    client: &registry::Client,
+    image: &Reference,
+) -> Result<Manifest, NotLazy> {
+    let registry = |error: registry::Error| NotLazy::Registry(error.to_string());
+    let fetched = client.manifest(image).await.map_err(registry)?;
+    if !fetched.media_type.is_index() {
+        return Manifest::parse(&fetched.bytes).map_err(|e| NotLazy::Invalid(e.to_string()));
+    }
+    let index = Index::parse(&fetched.bytes).map_err(|e| NotLazy::Invalid(e.to_string()))?;
+    let ours = index
+        .for_this_machine()
+        .ok_or_else(|| NotLazy::Invalid(format!("{image} is not for this machine")))?;
+    read_manifest(client, &image.with_digest(ours.digest)).await
 }
 
 /// `image` is pinned to a digest, so what comes back has been verified against it.

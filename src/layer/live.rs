@@ -16,6 +16,7 @@
 //! Nothing here is state: mounts are taken over or made again ([`super::devices`]) from the snapshots'
 //! records.
 
+mod content;
 mod pulse;
 mod starts;
 
@@ -24,7 +25,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -36,26 +36,19 @@ use crate::fs::{self, Below, Index, LayerFs, ServeOptions, Served, Turns, Unlist
 use crate::keeper::{Held, State};
 use crate::layer::devices::Devices;
 use crate::layer::flight::Flights;
-use crate::layer::images::Images;
+use crate::layer::images::{self, Images};
 use crate::layer::profile::{self, Folder, Recorder};
 use crate::layer::resolve::Resolver;
 use crate::layer::start::Start;
 use crate::layer::sweep::{Kept, Stays, Sweeper};
 use crate::layer::{LayerRecord, LayerUsage, Layers, NotLazy};
-use crate::oci::{Descriptor, Digest, LayerLabels, MediaType, Reference, annotation};
+use crate::oci::{Digest, LayerLabels, Reference};
 use crate::overlay::{DeviceId, Mounter};
 use crate::registry::{self, Sources};
 
 /// The most folders that a lazy layer may put things into without listing them, where layers below
 /// have them: they are kept in its record.
 const MAX_UNLISTED: usize = 20_000;
-
-/// The kernel's read-ahead on the mounts of a layer all of which is here, in bytes: also its largest
-/// request.
-const COMPLETE_READ_AHEAD: u32 = 1 << 20;
-/// When it is first looked whether a layer is complete, and how rarely in the end.
-const FIRST_LOOK: Duration = Duration::from_millis(250);
-const LONGEST_LOOK: Duration = Duration::from_secs(10);
 
 /// What live layers are made of.
 pub struct Parts {
@@ -248,7 +241,7 @@ impl LiveLayers {
             blob.prefetch_landmark();
         }
         blob.start();
-        tokio::spawn(read_ahead(Arc::downgrade(&blob), served.device()));
+        tokio::spawn(content::read_ahead(Arc::downgrade(&blob), served.device()));
         let mount = Mount {
             record: record.clone(),
             index,
@@ -304,59 +297,6 @@ impl LiveLayers {
     fn index_of(&self, record: &LayerRecord) -> PathBuf {
         self.resolver.index_path(&record.layer, &record.toc)
     }
-
-    /// A record as the manifest described the layer, and the images that it is read as part of: enough
-    /// to read its blob.
-    fn described(&self, record: &LayerRecord) -> Result<(Vec<Reference>, Descriptor), NotLazy> {
-        let first: Reference = record.image.parse().map_err(local)?;
-        let mut images = record.images();
-        // What may be read unverified from one repository may not be from another.
-        let allowed = |image: &Reference| {
-            let name = format!("{}/{}", image.host(), image.repository());
-            self.parts.config.allow_unverified.contains(&name)
-        };
-        if allowed(&first) {
-            images.retain(allowed);
-        }
-        let annotations = [(annotation::TOC_DIGEST.to_owned(), record.toc.to_string())];
-        let descriptor = Descriptor {
-            media_type: MediaType::OciTarGzip,
-            digest: record.layer,
-            size: record.size,
-            annotations: annotations.into(),
-            platform: None,
-            extra: serde_json::Map::new(),
-        };
-        Ok((images, descriptor))
-    }
-
-    /// The layer's content: the one that other mounts of it use, or a new one.
-    fn blob(&self, record: &LayerRecord, index: &Arc<Index>) -> Result<Arc<Blob>, NotLazy> {
-        let (images, descriptor) = self.described(record)?;
-        let mut blobs = self.blobs.lock();
-        blobs.retain(|_, (blob, _)| blob.strong_count() > 0);
-        if let Some((blob, sources)) = blobs.get(&record.layer)
-            && let Some(blob) = blob.upgrade()
-        {
-            for image in &images {
-                add(sources, image);
-            }
-            return Ok(blob);
-        }
-        let client = &self.parts.client;
-        let sources = Sources::new(client, &images, descriptor.digest, descriptor.size);
-        let sources = sources.map_err(|error| NotLazy::Registry(error.to_string()))?;
-        let blob = Arc::new(Blob::new(
-            &self.parts.fetcher,
-            Arc::new(sources.clone()),
-            Arc::clone(index) as _,
-        ));
-        if self.parts.serve.passes_through(&index.summary()) {
-            blob.pass_through();
-        }
-        blobs.insert(record.layer, (Arc::downgrade(&blob), sources));
-        Ok(blob)
-    }
 }
 
 impl Layers for LiveLayers {
@@ -410,6 +350,17 @@ impl Layers for LiveLayers {
         .boxed()
     }
 
+    fn layers_of<'a>(
+        &'a self,
+        image: &'a Reference,
+    ) -> BoxFuture<'a, Result<Vec<Digest>, NotLazy>> {
+        async move {
+            let manifest = images::manifest_of(&self.parts.client, image).await?;
+            Ok(manifest.layers.iter().map(|layer| layer.digest).collect())
+        }
+        .boxed()
+    }
+
     fn add_source(&self, target: &Path, image: &Reference) {
         let record = self
             .mounts
@@ -423,7 +374,7 @@ impl Layers for LiveLayers {
         let blobs = self.blobs.lock();
         if let Some((_, sources)) = blobs.get(&record.layer) {
             for image in images.iter().flatten() {
-                add(sources, image);
+                content::add(sources, image);
             }
         }
     }
@@ -505,32 +456,6 @@ impl Layers for LiveLayers {
             swept.map_err(io::Error::other)
         }
         .boxed()
-    }
-}
-
-/// Lets the kernel read far ahead on a mount as soon as all of the layer is here. Before, a fault in
-/// a mapped file would fetch a megabyte for a page; after, requests of a megabyte are what makes
-/// reading fast.
-async fn read_ahead(blob: Weak<Blob>, device: DeviceId) {
-    let mut pause = FIRST_LOOK;
-    loop {
-        let Some(blob) = blob.upgrade() else { return };
-        if blob.is_complete() {
-            // Only speed depends on it, and a container may see a read-only /sys.
-            if let Err(error) = fs::set_read_ahead(device, COMPLETE_READ_AHEAD) {
-                tracing::warn!(%device, %error, "the mount's read-ahead could not be set");
-            }
-            return;
-        }
-        drop(blob);
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_LOOK);
-    }
-}
-
-fn add(sources: &Sources, image: &Reference) {
-    if let Err(error) = sources.add(image) {
-        tracing::warn!(%image, %error, "not a source of its layers");
     }
 }
 

@@ -20,13 +20,6 @@ const STEPS: Steps = Steps {
     done: Step::LazyDone,
 };
 
-/// A further source is kept as an Update is.
-const UPDATE: Steps = Steps {
-    record: Step::UpdateRecord,
-    stored: Step::UpdateStored,
-    done: Step::UpdateDone,
-};
-
 /// Why a layer is not served lazily.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
@@ -97,43 +90,6 @@ impl Inner {
                 tracing::error!(layer = %layer.layer, target, "lazy prepare panicked");
                 Ok(false)
             }
-        }
-    }
-
-    /// Keeps that the layer was pulled as part of another image too. The layer is as lazy without it, so a
-    /// failure is only logged.
-    async fn note_source(
-        self: &Arc<Self>,
-        target: &str,
-        parent: Option<&Key>,
-        layer: &LayerLabels,
-    ) {
-        let find = || {
-            let table = self.table.read();
-            let record = table.get(table.target(target, parent)?).ok()?;
-            let lazy = record
-                .lazy
-                .as_ref()
-                .filter(|lazy| lazy.layer == layer.layer)?;
-            Some((Arc::clone(record), lazy.pulled_as(&layer.image)?))
-        };
-        let Some((record, _)) = find() else {
-            return;
-        };
-        let _held = self.locks.hold(&[&record.key], None).await;
-        let Some((old, lazy)) = find() else {
-            return;
-        };
-        let image = &layer.image;
-        self.layers
-            .add_source(&self.snapshots.folder(old.id).fs(), image);
-        let record = Record {
-            revision: self.new_revision(),
-            lazy: Some(lazy),
-            ..(*old).clone()
-        };
-        if let Err(error) = self.persist(record, Some(old), UPDATE).await {
-            tracing::warn!(layer = %layer.layer, %image, %error, "a layer's further source is not kept");
         }
     }
 

@@ -37,6 +37,7 @@ mod query;
 mod reconcile;
 mod recover;
 mod remove;
+mod sources;
 mod table;
 mod tree;
 mod update;

@@ -62,6 +62,16 @@ impl World {
         }
     }
 
+    /// What the background asks for while readers wait.
+    fn claim_busy(&mut self) -> Option<Segment> {
+        let missing = |member| !self.cached.contains(&member);
+        let view = View {
+            map: &self.map,
+            missing: &missing,
+        };
+        self.plan.claim_rest(true, &view)
+    }
+
     fn claim(&mut self, background: bool) -> Option<Segment> {
         let missing = |member| !self.cached.contains(&member);
         let view = View {
@@ -221,4 +231,35 @@ proptest! {
             prop_assert_eq!(world.received.get(&member).copied().unwrap_or(0), most, "{}", member);
         }
     }
+}
+
+#[test]
+fn while_readers_wait_the_background_stays_behind_them_and_leaves_nothing_out() {
+    let mut world = World::new(1000);
+    world.plan.add_rest(0..1000);
+    world.plan.follow.miss(500, 500 * LEN);
+    let first = world.claim_busy().unwrap();
+    assert_eq!((first.class, first.members), (Class::Background, 500..504));
+    assert_eq!(world.claim_busy().unwrap().members, 504..508);
+    world.plan.follow.miss(508, 508 * LEN);
+    assert_eq!(
+        world.claim_busy().unwrap().members,
+        508..512,
+        "two windows of a quarter"
+    );
+    world.plan.follow.miss(990, 990 * LEN);
+    assert_eq!(world.claim_busy().unwrap().members, 990..994);
+    world.cached.extend(994..1000);
+    assert_eq!(
+        world.claim_busy().unwrap().members,
+        0..4,
+        "nothing is missing there"
+    );
+    let mut claimed: HashSet<u32> = (0..4).chain(500..512).chain(990..1000).collect();
+    while let Some(segment) = world.claim(true) {
+        for member in segment.members {
+            assert!(claimed.insert(member), "{member} was claimed twice");
+        }
+    }
+    assert_eq!(claimed.len(), 1000);
 }
