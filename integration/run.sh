@@ -17,5 +17,5 @@ go_find "$(sed -n 's/^go //p' "$project/integration/conformance/go.mod")" || exp
 (crictl_find) || export CRFS_NO_CRICTL=1
 
 cd "$project"
-export TMPDIR=$bed_work CRFS_BED_CACHE=$bed_cache PYTHONDONTWRITEBYTECODE=1
+export TMPDIR=$bed_work CRFS_BED_CACHE=$bed_cache CRFS_BED_REGISTRY=$registry_bin PYTHONDONTWRITEBYTECODE=1
 exec "$python" "$bed_folder/runtests.py" "$@"

@@ -42,7 +42,9 @@ impl Registry {
         );
         fs::write(folder.path().join("htpasswd"), HTPASSWD).unwrap();
         fs::write(folder.path().join("registry.yml"), config).unwrap();
-        let mut command = Command::new("docker-registry");
+        // `run.sh` says where it has unpacked it.
+        let program = std::env::var_os("CRFS_BED_REGISTRY");
+        let mut command = Command::new(program.unwrap_or_else(|| "docker-registry".into()));
         command.arg("serve").arg(folder.path().join("registry.yml"));
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let process = command.spawn().expect("docker-registry is installed");

@@ -143,6 +143,13 @@ impl RangeSource for Sources {
     fn range(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, Error>> {
         Box::pin(self.read(range))
     }
+
+    fn was_wrong(&self, range: Range<u64>) {
+        // The one that served last. Were it another, the digest of what comes next tells again.
+        if let Some((_, source)) = self.in_order().first() {
+            source.blob.was_wrong(range);
+        }
+    }
 }
 
 impl Reader {
