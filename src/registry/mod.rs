@@ -26,6 +26,7 @@ mod push;
 mod retry;
 mod source;
 mod sources;
+mod token;
 mod traffic;
 mod transport;
 
