@@ -77,8 +77,8 @@ def cold_start(folder, registry, image, way, inspect=None, sample=None):
 def timed(node, registry, reference, command, way, sample):
     """Pull, run and a second container on a node that is up."""
     lazy = way.snapshotter == "crfs"
-    usage = Usage(int(node.values["CRFS_PID"])) if lazy else None
-    sampler = Sampler(int(node.values["CRFS_PID"]), sample) if sample else None
+    usage = Usage(int(node.values["CRFS_PID"]), node.values["CRFS_ROOT"]) if lazy else None
+    sampler = Sampler(int(node.values["CRFS_PID"]), node.values["CRFS_ROOT"], sample) if sample else None
     registry.reset()
     started = time.monotonic()
     node.ctr("image", "pull", "--plain-http", "--snapshotter", way.snapshotter, reference)

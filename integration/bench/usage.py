@@ -22,6 +22,20 @@ def tree(pid):
     return found
 
 
+def crfs(started, root):
+    """The processes of a crfs: what was started, the server that `root` names, and the keeper above it."""
+    found = {started}
+    try:
+        with open(f"{root}/server.pid", encoding="ascii") as file:
+            server = int(file.read())
+        with open(f"/proc/{server}/stat", encoding="ascii", errors="replace") as file:
+            keeper = int(file.read().rpartition(") ")[2].split()[1])
+        found |= {server, keeper} - {1}
+    except (OSError, ValueError):
+        pass  # one without a keeper
+    return sorted({pid for top in found for pid in tree(top)})
+
+
 def status(pid):
     with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
         return {key: int(value) * 1024 for key, value in re.findall(r"^(\w+):\s+(\d+) kB$", file.read(), re.MULTILINE)}
@@ -40,10 +54,11 @@ def thread_seconds(pid):
 
 
 class Usage:
-    """Watches a process while it runs. Threads that end between two looks are counted up to the last look."""
+    """Watches a crfs while it runs. Threads that end between two looks are counted up to the last look."""
 
-    def __init__(self, pid):
-        self.pid, self.peak, self.anonymous = pid, {}, {}
+    def __init__(self, started, root):
+        self.started, self.root = started, root
+        self.peak, self.anonymous = {}, {}
         self.threads, self.ended = {}, threading.Event()
         self.watcher = threading.Thread(target=self.watch, daemon=True)
         self.watcher.start()
@@ -53,7 +68,7 @@ class Usage:
             self.look()
 
     def look(self):
-        for pid in tree(self.pid):
+        for pid in crfs(self.started, self.root):
             try:
                 now = status(pid)
                 self.peak[pid] = now.get("VmHWM", 0)

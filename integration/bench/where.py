@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 
-from usage import tree
+from usage import crfs
 
 RATE = 999
 IN_KERNEL = (
@@ -42,10 +42,10 @@ def available():
 class Sampler:
     """Samples a process and those it started, until `done`."""
 
-    def __init__(self, pid, file):
+    def __init__(self, started, root, file):
         self.file = file
         self.perf = subprocess.Popen(
-            ["perf", "record", "-q", "-e", "cpu-clock", "-F", str(RATE), "-g", "-o", file, "-p", ",".join(map(str, tree(pid)))],
+            ["perf", "record", "-q", "-e", "cpu-clock", "-F", str(RATE), "-g", "-o", file, "-p", ",".join(map(str, crfs(started, root)))],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )
 

@@ -243,6 +243,13 @@ impl Layer {
         }
     }
 
+    /// About how many bytes the background has still to bring.
+    pub(super) fn left(&self) -> u64 {
+        let (rest, all) = (self.plan.lock().rest(), self.map.member_count());
+        let left = u128::from(self.source.size()) * u128::from(rest) / u128::from(all.max(1));
+        u64::try_from(left).unwrap_or(u64::MAX)
+    }
+
     /// Most requests of the background at a time while readers of this layer wait, of `all`.
     pub(super) fn follows(&self, all: NonZeroU32) -> u32 {
         self.plan.lock().follow.requests(all.get())

@@ -18,6 +18,10 @@ pub(super) const LONGEST_YIELD: Duration = Duration::from_millis(50);
 /// what a request has asked for takes its share of the link, whether or not anybody reads it.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
+/// How long the link's speed is measured for one figure, and what of the best figure is left with each new one.
+const SAMPLE: Duration = Duration::from_millis(50);
+const FADE: f64 = 0.98;
+
 /// Bytes per second, on average.
 pub(super) struct RateLimit {
     /// 0 is no limit.
@@ -49,6 +53,46 @@ impl RateLimit {
             start
         };
         tokio::time::sleep_until(start).await;
+    }
+}
+
+/// How fast the link is: the best of what was seen lately.
+#[derive(Default)]
+pub(super) struct LinkSpeed {
+    /// Bytes that have come so far.
+    received: AtomicU64,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    /// When the rate was last taken, and what had come then.
+    last: Option<(Instant, u64)>,
+    /// Bytes per second.
+    best: f64,
+}
+
+impl LinkSpeed {
+    /// Counts what has come.
+    pub(super) fn received(&self, bytes: usize) {
+        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// How long `bytes` more would take; no time until it is known.
+    pub(super) fn time_for(&self, bytes: u64) -> Duration {
+        let (now, received) = (Instant::now(), self.received.load(Ordering::Relaxed));
+        let mut seen = self.seen.lock();
+        let (start, before) = *seen.last.get_or_insert((now, received));
+        let span = now - start;
+        if span >= SAMPLE {
+            let rate = (received - before) as f64 / span.as_secs_f64();
+            seen.best = rate.max(seen.best * FADE);
+            seen.last = Some((now, received));
+        }
+        match seen.best > 0.0 {
+            true => Duration::try_from_secs_f64(bytes as f64 / seen.best).unwrap_or(Duration::MAX),
+            false => Duration::ZERO,
+        }
     }
 }
 
@@ -143,6 +187,24 @@ mod tests {
         let start = Instant::now();
         RateLimit::new(0).take(1 << 40).await;
         assert!(start.elapsed() < Duration::from_millis(100));
+    }
+
+    #[tokio::test]
+    async fn the_speed_of_the_link_is_the_best_seen() {
+        let link = LinkSpeed::default();
+        assert_eq!(link.time_for(1 << 40), Duration::ZERO, "not known yet");
+        link.received(1_000_000);
+        let start = Instant::now();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let seen = link.time_for(5_000_000);
+        let most = start.elapsed() * 5 + Duration::from_millis(100);
+        assert!(
+            seen >= Duration::from_millis(500) && seen <= most,
+            "{seen:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let idle = link.time_for(5_000_000);
+        assert!(idle > seen && idle < seen.mul_f64(1.05), "{idle:?}");
     }
 
     #[tokio::test]

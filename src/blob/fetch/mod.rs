@@ -40,7 +40,7 @@ use crate::blob::cache::Cache;
 use crate::blob::size::ByteSize;
 
 use flight::Flights;
-use limit::{Arriving, LONGEST_WAIT, LastMiss, RateLimit, RightOfWay};
+use limit::{Arriving, LONGEST_WAIT, LastMiss, LinkSpeed, RateLimit, RightOfWay};
 pub(super) use plan::Class;
 
 pub(super) use layer::Layer;
@@ -109,6 +109,7 @@ pub struct Fetcher {
     /// What is known to be needed at a start.
     lists: Arc<RightOfWay>,
     last_miss: LastMiss,
+    link: LinkSpeed,
     background: Mutex<Background>,
     next_layer: AtomicU64,
 }
@@ -143,6 +144,7 @@ impl Fetcher {
             way: Arc::default(),
             lists: Arc::default(),
             last_miss: LastMiss::new(),
+            link: LinkSpeed::default(),
             background: Mutex::default(),
             next_layer: AtomicU64::new(0),
             config,
@@ -238,7 +240,10 @@ impl Fetcher {
 
     /// The next segment: of the layer that a reader waited for last, else of the one that was mounted first.
     fn claim_background(&self, background: &mut Background) -> Turn {
-        let busy = self.last_miss.is_within(follow::BUSY);
+        let left = background.layers.iter().filter_map(Weak::upgrade);
+        let left = left.map(|layer| layer.left()).sum();
+        let busy =
+            self.last_miss.is_within(follow::BUSY) && self.link.time_for(left) > follow::SOON;
         loop {
             let missed = |layer: &Weak<Layer>| {
                 let missed = |layer: Arc<Layer>| layer.missed.load(Ordering::Relaxed);

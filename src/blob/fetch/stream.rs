@@ -145,6 +145,7 @@ impl<'a> Receiver<'a> {
                 None => return Err(self.layer.failed("the answer ended early")),
             };
             Counters::add(&self.layer.counters.fetched, piece.len() as u64);
+            self.layer.fetcher().link.received(piece.len());
             self.owed += piece.len();
             self.left = piece;
         }
