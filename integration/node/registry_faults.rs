@@ -334,8 +334,8 @@ fn check(ward: &Ward, case: Case) -> Result<(), String> {
     let right = match gets {
         Content => outcome.ok,
         Error => !outcome.ok && took < DEADLINE,
-        // Time is up when the next pause would go beyond it.
-        LateError => !outcome.ok && took >= DEADLINE / 2 && took < DEADLINE.mul_f32(1.4),
+        // The last attempt is made shortly before time is up.
+        LateError => !outcome.ok && took >= DEADLINE.mul_f32(0.7) && took < DEADLINE.mul_f32(1.4),
     };
     let enough = match gets {
         LateError => (2..=8).contains(&asked),

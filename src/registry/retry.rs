@@ -14,6 +14,9 @@ use crate::registry::{Config, Error};
 /// The first pause, doubled for each further one, plus up to as much again at random.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long before the deadline the last attempt is made, at most.
+const LAST_TRY: Duration = Duration::from_secs(1);
+
 /// The patience of one operation: pauses grow, and end with the deadline.
 pub(super) struct Patience {
     config: Arc<Config>,
@@ -67,7 +70,12 @@ impl Patience {
             return Err(error);
         };
         let asked = error.retry_after().unwrap_or_default();
-        let until = Instant::now() + pause.max(asked.min(self.config.max_pause));
+        let asked = asked.min(self.config.max_pause);
+        let now = Instant::now();
+        let mut until = now + pause.max(asked);
+        if until >= self.deadline && now + asked < self.last_try() {
+            until = self.last_try();
+        }
         tracing::debug!(%error, ?pause, "trying again");
         self.last = Some(error);
         if until >= self.deadline {
@@ -75,6 +83,12 @@ impl Patience {
         }
         sleep_until(until).await;
         Ok(())
+    }
+
+    /// Who waits wants an answer as long as there may be one: where the next pause would go beyond the
+    /// deadline, the last attempt is made shortly before it.
+    fn last_try(&self) -> Instant {
+        self.deadline - (self.config.deadline / 10).min(LAST_TRY)
     }
 
     fn over(&mut self) -> Error {
