@@ -109,7 +109,8 @@ impl Bed {
     /// Runs `ctr`, whatever comes of it.
     pub fn try_ctr(&self, arguments: &[&str]) -> Output {
         let mut ctr = Command::new("timeout");
-        ctr.args(["120", self.value("CTR")]).args(arguments);
+        let seconds = if long() { "3600" } else { "120" };
+        ctr.args([seconds, self.value("CTR")]).args(arguments);
         ctr.stdin(Stdio::null()).output().unwrap()
     }
 
