@@ -229,7 +229,7 @@ impl Ward {
     }
 
     /// Lets `script` answer requests for the blob; it gets how many came before since now.
-    pub fn script(&self, script: impl Fn(&Seen, usize) -> Option<Reply> + Send + 'static) {
+    pub fn script(&self, script: impl Fn(&Seen, usize) -> Option<Reply> + Send + Sync + 'static) {
         self.home.reset();
         let path = self.path.clone();
         self.home

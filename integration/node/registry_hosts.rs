@@ -21,7 +21,7 @@ fn mirrored(ward: &Ward, mirror: &FakeRegistry, round: usize) {
     std::thread::sleep(NOTICED);
 }
 
-type Script = Box<dyn Fn(&Seen) -> Option<Reply> + Send>;
+type Script = Box<dyn Fn(&Seen) -> Option<Reply> + Send + Sync>;
 
 /// What a mirror does, and requests for three files, read one after the other: at the mirror, at the
 /// registry. One that is only slow may be asked again.

@@ -130,7 +130,7 @@ pub enum Gatekeeper {
     },
 }
 
-type Script = Box<dyn Fn(&Seen, usize) -> Option<Reply> + Send>;
+type Script = Arc<dyn Fn(&Seen, usize) -> Option<Reply> + Send + Sync>;
 
 #[derive(Default)]
 struct State {
@@ -206,9 +206,9 @@ impl FakeRegistry {
     }
 
     /// Lets `script` answer first; it gets the request and how many came before it with the same
-    /// path. It is asked before credentials are.
-    pub fn script(&self, script: impl Fn(&Seen, usize) -> Option<Reply> + Send + 'static) {
-        self.state().script = Some(Box::new(script));
+    /// path. It is asked before credentials are, and may take its time: nobody else waits for it.
+    pub fn script(&self, script: impl Fn(&Seen, usize) -> Option<Reply> + Send + Sync + 'static) {
+        self.state().script = Some(Arc::new(script));
     }
 
     pub fn guard(&self, gatekeeper: Gatekeeper) {
@@ -290,13 +290,12 @@ impl FakeRegistry {
             .filter(|old| old.path() == seen.path())
             .count();
         state.seen.push(seen.clone());
-        if let Some(script) = state.script.take() {
-            let reply = script(seen, before);
-            state.script = Some(script);
-            if let Some(reply) = reply {
-                return reply;
-            }
+        let script = state.script.clone();
+        drop(state);
+        if let Some(reply) = script.and_then(|script| script(seen, before)) {
+            return reply;
         }
+        let mut state = self.state();
         if seen.path() == "/token" {
             return state.token(seen);
         }

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use reqwest::Client;
 use serde::Deserialize;
@@ -21,7 +20,7 @@ use crate::registry::Error;
 use crate::registry::credentials::docker_config::{Auth, File};
 use crate::registry::credentials::kubeconfig::{self, Cluster, Login};
 use crate::registry::credentials::pattern::Pattern;
-use crate::registry::credentials::{Config, Credential, Credentials, Found};
+use crate::registry::credentials::{Config, Credential, Credentials, Finding, Found};
 
 /// Longest wait for one page of a list.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -186,11 +185,7 @@ impl PullSecrets {
 }
 
 impl Credentials for PullSecrets {
-    fn find<'a>(
-        &'a self,
-        host: &'a str,
-        repository: &'a str,
-    ) -> BoxFuture<'a, Result<Vec<Found>, Error>> {
+    fn find<'a>(&'a self, host: &'a str, repository: &'a str) -> Finding<'a> {
         Box::pin(self.find_all(host, repository))
     }
 

@@ -284,7 +284,7 @@ async fn a_password_that_is_changed_is_asked_for_again_whatever_the_refusal() {
 async fn a_source_that_fails_hides_neither_another_nor_a_public_image() {
     struct Broken;
     impl Credentials for Broken {
-        fn find<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<Vec<Found>, Error>> {
+        fn find<'a>(&'a self, _: &'a str, _: &'a str) -> Finding<'a> {
             Box::pin(async {
                 Err(Error::Credentials {
                     place: "broken".to_owned(),
