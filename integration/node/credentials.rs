@@ -266,6 +266,8 @@ fn pull_secrets_open_images_and_may_be_rotated() {
         "rotated",
         "/usr/lib/python3/dist-packages/numpy/ma/*.py",
     );
+    let kube = bed.folder().join("node/kube");
+    fs::rename(kube.join("by-program"), kube.join("kubeconfig")).unwrap();
     bed.tell("crfs stop");
     bed.tell("crfs start");
     bed.wait_for_crfs();

@@ -21,6 +21,7 @@ mod endpoint;
 mod error;
 mod host;
 mod hosts;
+mod lookup;
 mod payload;
 mod push;
 mod retry;

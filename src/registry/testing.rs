@@ -75,6 +75,8 @@ pub struct Reply {
     pub stall: Option<usize>,
     /// One byte at a time, with this pause between them.
     pub drip: Option<Duration>,
+    /// The same, from the head on.
+    pub drip_head: Option<Duration>,
     /// Wait before the head.
     pub delay: Option<Duration>,
     /// Exactly these bytes, head and all, and the end of the connection.
@@ -213,6 +215,11 @@ impl FakeRegistry {
 
     pub fn guard(&self, gatekeeper: Gatekeeper) {
         self.state().gatekeeper = Some(gatekeeper);
+    }
+
+    /// Lets everyone in again.
+    pub fn open(&self) {
+        self.state().gatekeeper = None;
     }
 
     /// All tokens end now.
@@ -421,6 +428,15 @@ fn read_request(reader: &mut BufReader<impl Read>) -> std::io::Result<Option<See
     Ok(Some(seen))
 }
 
+fn drip(writer: &mut impl Write, bytes: &[u8], pause: Duration) -> std::io::Result<()> {
+    for byte in bytes {
+        writer.write_all(&[*byte])?;
+        writer.flush()?;
+        thread::sleep(pause);
+    }
+    Ok(())
+}
+
 /// Whether the connection goes on.
 fn write_reply(writer: &mut impl Write, method: &str, reply: &Reply) -> std::io::Result<bool> {
     thread::sleep(reply.delay.unwrap_or_default());
@@ -442,18 +458,18 @@ fn write_reply(writer: &mut impl Write, method: &str, reply: &Reply) -> std::io:
             )
         }
     }
-    writer.write_all(head.as_bytes())?;
+    match reply.drip_head {
+        Some(pause) => drip(writer, head.as_bytes(), pause)?,
+        None => writer.write_all(head.as_bytes())?,
+    }
     writer.flush()?;
     if method == "HEAD" {
         return Ok(true);
     }
     let shown = reply.cut.or(reply.stall).unwrap_or(reply.body.len());
     let body = &reply.body[..shown.min(reply.body.len())];
-    if let Some(pause) = reply.drip {
-        for byte in body {
-            writer.write_all(&[*byte])?;
-            thread::sleep(pause);
-        }
+    if let Some(pause) = reply.drip.or(reply.drip_head) {
+        drip(writer, body, pause)?;
     } else if reply.chunked {
         write!(writer, "{:x}\r\n", body.len())?;
         writer.write_all(body)?;

@@ -13,6 +13,7 @@
 mod config;
 mod docker_config;
 mod exec;
+mod exec_login;
 mod kubeconfig;
 mod pattern;
 mod provider;

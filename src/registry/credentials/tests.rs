@@ -1,6 +1,8 @@
 //! Sources of credentials, each against what it really talks to: a program, an API server, a
 //! registry that refuses.
 
+mod exec_login;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

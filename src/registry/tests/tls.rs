@@ -182,7 +182,6 @@ async fn a_client_certificate_is_shown_to_its_host_and_to_no_other() {
     assert_eq!(foreign.seen().len(), 0);
 }
 
-/// Which of `certificates` the host is shown, in the order of its file.
 #[tokio::test]
 async fn of_several_client_certificates_the_one_is_shown_that_the_host_takes() {
     let ca = Ca::new("ours");
