@@ -19,7 +19,7 @@ use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuser::{
     Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
@@ -27,7 +27,7 @@ use fuser::{
     ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 use tokio::runtime::Handle;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::fs::attr::{absent, attributes, file_type};
 use crate::fs::counters::{Counters, Fetching};
@@ -110,12 +110,14 @@ impl Adapter {
                 let (fs, counters) = (Arc::clone(&self.fs), Arc::clone(&self.counters));
                 let (deadline, failed) = (self.read_deadline, Arc::clone(&self.failed));
                 let fetching = Fetching::new(&self.counters);
+                let began = Instant::now();
                 self.runtime.spawn(async move {
                     let bytes = tokio::time::timeout(deadline, bytes).await;
+                    let (layer, waited) = (fs.index().blob(), began.elapsed());
+                    debug!(%layer, ino = ino.0, offset, size, ?waited, "a read had to wait");
                     match bytes.unwrap_or(Err(Error::Deadline(deadline))) {
                         Ok(bytes) => reply.data(&bytes),
                         Err(error) => {
-                            let layer = fs.index().blob();
                             let errno = counters.refuse(layer, "read", ino.0, &error);
                             failed.note(ino.0, offset, size, errno);
                             reply.error(errno);
