@@ -25,7 +25,7 @@ use crate::blob::cache::Cache;
 use crate::blob::fetch::Fetcher;
 use crate::config::Config;
 use crate::keeper::protocol::FdName;
-use crate::keeper::{self, Held, STATE, State};
+use crate::keeper::{self, Held, LISTEN, LISTEN_CRI, STATE, State};
 use crate::layer::profile::Folder;
 use crate::layer::{Layers as _, LiveLayers, Parts};
 use crate::oci::Reference;
@@ -122,11 +122,10 @@ async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error
         faults,
     };
     let snapshotter = Snapshotter::open(parts).await?;
-    let listener = held.listener(&config.address, |path| {
-        service::socket::bind(path).map_err(Error::from)
-    })?;
+    let bind = |path: &Path| service::socket::bind(path).map_err(Error::from);
+    let listener = held.listener(LISTEN, &config.address, bind)?;
     let incoming = service::socket::incoming(listener).map_err(Error::Setup)?;
-    let proxy = Proxy::start(&config.cri, pulls(pulled, &snapshotter))?;
+    let proxy = Proxy::start(&config.cri, held, pulls(pulled, &snapshotter))?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         root = %config.root.display(),
@@ -281,10 +280,16 @@ fn pulls(credentials: Pulled, snapshotter: &Snapshotter) -> cri::Pulls {
 }
 
 impl Proxy {
-    fn start(config: &cri::Config, pulls: cri::Pulls) -> Result<Self, Error> {
+    fn start(config: &cri::Config, held: &Held, pulls: cri::Pulls) -> Result<Self, Error> {
         let (tasks, end) = (TaskTracker::new(), CancellationToken::new());
+        let name = FdName::new(LISTEN_CRI).map_err(keeper::Error::from)?;
+        if config.listen.is_none() && held.get(&name).is_some() {
+            // Whoever connects is to be refused, not to wait for ever.
+            held.remove(&name)?;
+        }
         if let Some(path) = &config.listen {
-            let listener = service::socket::bind(path)?;
+            let bind = |path: &Path| service::socket::bind(path).map_err(Error::from);
+            let listener = held.listener(LISTEN_CRI, path, bind)?;
             listener.set_nonblocking(true).map_err(Error::Setup)?;
             let listener = UnixListener::from_std(listener).map_err(Error::Setup)?;
             tracing::info!(listen = %path.display(), containerd = %config.containerd.display(), "passing the CRI on");

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use super::client::{Attach, Connection};
 use super::control::{Program, Reply, Request};
 use super::protocol::{self, FdName, Identity, NAMES_MAX, Notify};
-use super::{Error, Folder, LISTEN, LOCK, ROOT_VARIABLE, STATE, State};
+use super::{Error, Folder, LISTEN, LISTEN_CRI, LOCK, ROOT_VARIABLE, STATE, State};
 
 /// Pause after a keeper that could not be started.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -97,7 +97,7 @@ impl Held {
 
     /// The held descriptors of layers, by name.
     pub fn layers(&self) -> Vec<(FdName, Arc<OwnedFd>)> {
-        let own = |name: &FdName| [LISTEN, STATE].contains(&name.as_str());
+        let own = |name: &FdName| [LISTEN, LISTEN_CRI, STATE].contains(&name.as_str());
         let fds = self.fds.lock();
         fds.iter()
             .filter(|(name, _)| !own(name))
@@ -145,15 +145,16 @@ impl Held {
         }
     }
 
-    /// The listening socket at `path`: the inherited one if it listens there, or what `bind` makes,
-    /// which is held from now on.
+    /// The listening socket at `path`: the one inherited as `name` if it listens there, or what `bind`
+    /// makes, which is held from now on.
     pub fn listener<E: From<Error>>(
         &self,
+        name: &str,
         path: &Path,
         bind: impl FnOnce(&Path) -> Result<UnixListener, E>,
     ) -> Result<UnixListener, E> {
         let duplicate = Error::io("duplicate the listening socket");
-        let name = FdName::new(LISTEN).map_err(Error::from)?;
+        let name = FdName::new(name).map_err(Error::from)?;
         if let Some(fd) = self.get(&name) {
             let listener = UnixListener::from(fd.try_clone().map_err(&duplicate)?);
             let there = path

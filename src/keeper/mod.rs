@@ -35,6 +35,8 @@ use std::io;
 
 /// Name of the listening socket in the store.
 pub const LISTEN: &str = "listen";
+/// Name of the descriptor of the CRI proxy's listening socket.
+pub const LISTEN_CRI: &str = "listen-cri";
 
 /// Name of the memfd of [`State`] in the store.
 pub const STATE: &str = "state";

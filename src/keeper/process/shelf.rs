@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::keeper::protocol::{Error, FdName, NAMES_MAX};
-use crate::keeper::{LISTEN, LOCK, STATE};
+use crate::keeper::{LISTEN, LISTEN_CRI, LOCK, STATE};
 
 /// One descriptor per name.
 #[derive(Debug, Default)]
@@ -53,7 +53,7 @@ impl Shelf {
 }
 
 fn is_own(name: &FdName) -> bool {
-    [LISTEN, LOCK, STATE].contains(&name.as_str())
+    [LISTEN, LISTEN_CRI, LOCK, STATE].contains(&name.as_str())
 }
 
 /// `/dev/fuse` reports an error when its mount is gone (`fuse_dev_poll`).
@@ -83,13 +83,13 @@ mod tests {
     #[test]
     fn a_name_is_kept_once_and_only_layers_count() {
         let mut shelf = Shelf::default();
-        for name in [LISTEN, STATE, "m1", "m2", "m1"] {
+        for name in [LISTEN, LISTEN_CRI, STATE, "m1", "m2", "m1"] {
             shelf.put(FdName::new(name).unwrap(), fd()).unwrap();
         }
-        assert_eq!((shelf.layers(), shelf.sorted().len()), (2, 4));
+        assert_eq!((shelf.layers(), shelf.sorted().len()), (2, 5));
         shelf.remove(&FdName::new("m1").unwrap());
         shelf.remove(&FdName::new("m9").unwrap());
-        assert_eq!((shelf.layers(), shelf.sorted().len()), (1, 3));
+        assert_eq!((shelf.layers(), shelf.sorted().len()), (1, 4));
     }
 
     #[test]
