@@ -4,8 +4,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
+use crate::keeper::is_layer;
 use crate::keeper::protocol::{Error, FdName, NAMES_MAX};
-use crate::keeper::{LISTEN, LOCK, STATE};
 
 /// One descriptor per name.
 #[derive(Debug, Default)]
@@ -35,13 +35,17 @@ impl Shelf {
 
     /// How many layers there are: everything but what belongs to the server itself.
     pub(super) fn layers(&self) -> usize {
-        self.fds.iter().filter(|(name, _)| !is_own(name)).count()
+        self.fds
+            .iter()
+            .filter(|(name, _)| is_layer(name.as_str()))
+            .count()
     }
 
     /// Closes the layers whose mount is gone. Looks once; a descriptor that is waited on would wake
     /// the keeper for every request.
     pub(super) fn sweep(&mut self) {
-        self.fds.retain(|(name, fd)| is_own(name) || !is_gone(fd));
+        self.fds
+            .retain(|(name, fd)| !is_layer(name.as_str()) || !is_gone(fd));
     }
 
     /// Names and descriptors, by descriptor number.
@@ -50,10 +54,6 @@ impl Shelf {
             .sort_by_key(|(_, fd)| std::os::fd::AsRawFd::as_raw_fd(fd));
         &self.fds
     }
-}
-
-fn is_own(name: &FdName) -> bool {
-    [LISTEN, LOCK, STATE].contains(&name.as_str())
 }
 
 /// `/dev/fuse` reports an error when its mount is gone (`fuse_dev_poll`).
@@ -75,6 +75,7 @@ fn is_gone(fd: &OwnedFd) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keeper::{LISTEN, LISTEN_CRI, STATE};
 
     fn fd() -> OwnedFd {
         tempfile::tempfile().unwrap().into()
@@ -83,13 +84,13 @@ mod tests {
     #[test]
     fn a_name_is_kept_once_and_only_layers_count() {
         let mut shelf = Shelf::default();
-        for name in [LISTEN, STATE, "m1", "m2", "m1"] {
+        for name in [LISTEN, LISTEN_CRI, STATE, "m1", "m2", "m1"] {
             shelf.put(FdName::new(name).unwrap(), fd()).unwrap();
         }
-        assert_eq!((shelf.layers(), shelf.sorted().len()), (2, 4));
+        assert_eq!((shelf.layers(), shelf.sorted().len()), (2, 5));
         shelf.remove(&FdName::new("m1").unwrap());
         shelf.remove(&FdName::new("m9").unwrap());
-        assert_eq!((shelf.layers(), shelf.sorted().len()), (1, 3));
+        assert_eq!((shelf.layers(), shelf.sorted().len()), (1, 4));
     }
 
     #[test]
