@@ -157,6 +157,11 @@ impl Fetcher {
         &self.cache
     }
 
+    /// Whether layers are fetched up to their landmarks at once.
+    pub(super) const fn uses_landmarks(&self) -> bool {
+        self.config.prefetch
+    }
+
     /// Runs what reads and writes the disk for long.
     pub(super) fn on_blocking_thread(&self, work: Box<dyn FnOnce() + Send>) {
         drop(self.runtime.spawn_blocking(work));
