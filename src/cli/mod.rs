@@ -6,6 +6,7 @@
 mod convert;
 mod fsck;
 mod mount;
+mod place;
 mod profile;
 mod serve;
 mod status;

@@ -53,6 +53,7 @@ fn serve(args: Args) -> Outcome {
     config.check()?;
     telemetry::init(&config.log)?;
     if args.no_keeper || keeper::is_server() {
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
         daemon::run(config)?;
         return Ok(ExitCode::SUCCESS);
     }

@@ -1,10 +1,9 @@
 //! `crfs status`: whether the daemon runs, and how its mounts fare.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::cli::Outcome;
-use crate::config::Config;
+use crate::cli::place::Place;
 use crate::daemon;
 
 /// Say whether the daemon runs, and how its mounts fare
@@ -17,19 +16,12 @@ Examples:
 The exit status is 3 if no daemon runs. `lost` layers had no server left and no descriptor: containers that
 use them have to be restarted.")]
 pub(super) struct Args {
-    /// The daemon's root folder [default: that of the configuration]
-    #[arg(long, value_name = "DIR")]
-    root: Option<PathBuf>,
-    /// Configuration file [default: /etc/crfs/config.toml if it exists]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
 }
 
 pub(super) fn run(args: Args) -> Outcome {
-    let root = match args.root {
-        Some(root) => root,
-        None => Config::load(args.config.as_deref())?.root,
-    };
+    let root = args.place.root()?;
     let status = daemon::status(&root)?;
     for line in status.lines() {
         let (key, value) = line.split_once(' ').unwrap_or((line, ""));

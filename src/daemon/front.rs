@@ -4,6 +4,7 @@
 
 use std::io;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use crate::config::Config;
 use crate::daemon::Error;
@@ -73,6 +74,7 @@ pub fn stop(root: &Path, force: bool) -> Result<Stopped, Error> {
 /// No daemon runs there under a keeper or systemd, or the new program does not serve.
 pub fn upgrade(root: &Path, program: &Path) -> Result<(), Error> {
     let folder = Folder::new(root).map_err(Error::Setup)?;
+    rehearse(program)?;
     if keeper::is_there(&folder)? {
         return Ok(keeper::upgrade(&folder, program)?);
     }
@@ -80,6 +82,22 @@ pub fn upgrade(root: &Path, program: &Path) -> Result<(), Error> {
         Some(service) => service.upgrade(program),
         None => Err(keeper::Error::NoKeeper(root.display().to_string()).into()),
     }
+}
+
+/// Lets the program say its name while the old daemon still serves: what is no crfs, or does not run on this
+/// machine, costs nobody a wait, and the rest of it is in memory when it is needed.
+fn rehearse(program: &Path) -> Result<(), Error> {
+    let no = |why: String| Error::Service(format!("{} is no crfs: {why}", program.display()));
+    let mut say = Command::new(program);
+    let said = say.arg("--version").stdin(Stdio::null()).output();
+    let said = said.map_err(|error| no(error.to_string()))?;
+    if said.status.success() && said.stdout.starts_with(b"crfs ") {
+        return Ok(());
+    }
+    let text = [said.stdout, said.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().next().unwrap_or_default();
+    Err(no(format!("--version gives {}, {line:?}", said.status)))
 }
 
 /// What is known of the daemon of a root folder, in lines of a key, a space and a value. Under a keeper:

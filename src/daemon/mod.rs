@@ -25,7 +25,7 @@ use crate::blob::cache::Cache;
 use crate::blob::fetch::Fetcher;
 use crate::config::Config;
 use crate::keeper::protocol::FdName;
-use crate::keeper::{self, Held, LISTEN, LISTEN_CRI, STATE, State};
+use crate::keeper::{self, Held, STATE, State};
 use crate::layer::profile::Folder;
 use crate::layer::{Layers as _, LiveLayers, Parts};
 use crate::oci::Reference;
@@ -122,10 +122,9 @@ async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error
         faults,
     };
     let snapshotter = Snapshotter::open(parts).await?;
-    let bind = |path: &Path| service::socket::bind(path).map_err(Error::from);
-    let listener = held.listener(LISTEN, &config.address, bind)?;
+    let listener = listener(held, keeper::LISTEN, &config.address)?;
     let incoming = service::socket::incoming(listener).map_err(Error::Setup)?;
-    let proxy = Proxy::start(&config.cri, held, pulls(pulled, &snapshotter))?;
+    let proxy = Proxy::start(&config.cri, pulls(pulled, &snapshotter), held)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         root = %config.root.display(),
@@ -168,11 +167,14 @@ async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error
     saved.map_err(|error| Error::Setup(io::Error::other(error)))
 }
 
-/// Serves what a predecessor left, before anything that can be slow: containers wait for it.
+/// Serves what a predecessor left, before anything that can be slow: containers wait for it, and where one
+/// has asked already first.
 async fn take_over(root: &Path, layers: &Arc<LiveLayers>) {
     let (root, here) = (root.to_owned(), Arc::clone(layers));
     let found = tokio::task::spawn_blocking(move || {
-        snapshotter::lazy_layers(&root, |target| here.is_handed_over(target))
+        let mut found = snapshotter::lazy_layers(&root, |target| here.is_handed_over(target));
+        found.sort_by_cached_key(|(target, _)| !here.is_waited_for(target));
+        found
     });
     let found = futures::stream::iter(found.await.unwrap_or_default());
     let taken =
@@ -184,6 +186,7 @@ async fn take_over(root: &Path, layers: &Arc<LiveLayers>) {
     if count > 0 {
         tracing::info!(count, "layers taken over from the server before");
     }
+    layers.take_over_detached().await;
 }
 
 /// Tells the store that this server lives, as long as that is so: the runtime runs this, and every FUSE
@@ -226,6 +229,17 @@ fn state(held: &Held) -> Result<State, keeper::Error> {
     })
 }
 
+/// A socket that outlives this server, so that who calls while there is none waits.
+fn listener(
+    held: &Held,
+    name: &str,
+    path: &Path,
+) -> Result<std::os::unix::net::UnixListener, Error> {
+    held.listener(name, path, |path| {
+        service::socket::bind(path).map_err(Error::from)
+    })
+}
+
 /// The lazy layers of a node, with what they need, in the folder `root`.
 fn layers(
     config: &Config,
@@ -236,6 +250,7 @@ fn layers(
     let cache = Arc::new(Cache::open(&root.join("cache"), &config.cache)?);
     let parts = Parts {
         indexes: root.join("indexes"),
+        detached: root.join("detached"),
         client,
         fetcher: Fetcher::new(cache, config.fetch.clone(), Handle::current()),
         mounter: Arc::new(overlay::System),
@@ -280,16 +295,13 @@ fn pulls(credentials: Pulled, snapshotter: &Snapshotter) -> cri::Pulls {
 }
 
 impl Proxy {
-    fn start(config: &cri::Config, held: &Held, pulls: cri::Pulls) -> Result<Self, Error> {
+    fn start(config: &cri::Config, pulls: cri::Pulls, held: &Held) -> Result<Self, Error> {
         let (tasks, end) = (TaskTracker::new(), CancellationToken::new());
-        let name = FdName::new(LISTEN_CRI).map_err(keeper::Error::from)?;
-        if config.listen.is_none() && held.get(&name).is_some() {
-            // Whoever connects is to be refused, not to wait for ever.
-            held.remove(&name)?;
+        if config.listen.is_none() {
+            held.close_listener(keeper::LISTEN_CRI)?;
         }
         if let Some(path) = &config.listen {
-            let bind = |path: &Path| service::socket::bind(path).map_err(Error::from);
-            let listener = held.listener(LISTEN_CRI, path, bind)?;
+            let listener = listener(held, keeper::LISTEN_CRI, path)?;
             listener.set_nonblocking(true).map_err(Error::Setup)?;
             let listener = UnixListener::from_std(listener).map_err(Error::Setup)?;
             tracing::info!(listen = %path.display(), containerd = %config.containerd.display(), "passing the CRI on");

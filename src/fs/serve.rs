@@ -222,9 +222,12 @@ impl Served {
     }
 
     /// Waits until it is over.
-    pub async fn over(&self) {
-        // An error means that the thread is gone, which is what is waited for.
-        let _ = self.ended.clone().wait_for(|ended| *ended).await;
+    pub fn over(&self) -> impl Future<Output = ()> + use<> {
+        let mut ended = self.ended.clone();
+        async move {
+            // An error means that the thread is gone, which is what is waited for.
+            let _ = ended.wait_for(|ended| *ended).await;
+        }
     }
 
     /// Waits until it is over, and says how it ended.
