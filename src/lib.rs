@@ -23,6 +23,8 @@ pub mod layer;
 
 pub mod snapshotter;
 
+pub mod report;
+
 pub mod convert;
 pub mod cri;
 pub mod service;

@@ -33,6 +33,7 @@ mod lazy_run;
 mod many_files;
 mod many_layers;
 mod mixed;
+mod operator;
 #[path = "../../src/registry/testing_pki.rs"]
 mod pki;
 mod profile;

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use front::{Stopped, front, status, stop, upgrade};
+pub use front::{Stopped, address, front, status, stop, upgrade};
 use futures::StreamExt as _;
 use tokio::net::UnixListener;
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -31,6 +31,7 @@ use crate::layer::{Layers as _, LiveLayers, Parts};
 use crate::oci::Reference;
 use crate::overlay::{self, options::Features};
 use crate::registry::{self, Chain, Credentials, DockerConfig, Providers, PullSecrets, Pulled};
+use crate::report::Node;
 use crate::snapshotter::{self, Snapshotter};
 use crate::store::{Faults, Root};
 use crate::{blob, cri, service, store};
@@ -125,6 +126,8 @@ async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error
     let listener = held.listener(&config.address, |path| {
         service::socket::bind(path).map_err(Error::from)
     })?;
+    front::note_address(&config.root, &config.address);
+    let node = Node::new(snapshotter.clone(), Arc::clone(&layers));
     let incoming = service::socket::incoming(listener).map_err(Error::Setup)?;
     let proxy = Proxy::start(&config.cri, pulls(pulled, &snapshotter))?;
     tracing::info!(
@@ -140,7 +143,7 @@ async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error
     tokio::spawn(tell_health(Arc::clone(held), Arc::clone(&layers)));
 
     let (stop, stopped) = tokio::sync::oneshot::channel();
-    let server = service::serve(snapshotter.clone(), incoming, async {
+    let server = service::serve(snapshotter.clone(), Some(node), incoming, async {
         // An error means that the sender is gone: an end as well.
         let _ = stopped.await;
     });

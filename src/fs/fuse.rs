@@ -19,7 +19,7 @@ use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuser::{
     Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
@@ -96,24 +96,28 @@ impl Adapter {
     }
 
     fn read_reply(&self, ino: INodeNo, offset: u64, size: u32, reply: ReplyData) {
+        let came = Instant::now();
         if let Some(errno) = self.failed.recall(ino.0, offset) {
             reply.error(errno);
             return;
         }
         match self.fs.read(Ino(ino.0), offset, size) {
             Ok(Reading::Ready(bytes)) => {
-                self.counters.hit();
                 reply.data(&bytes);
+                self.counters.hit(came, bytes.len());
             }
             Ok(Reading::Waiting(bytes)) => {
-                self.counters.miss();
+                self.counters.miss(came);
                 let (fs, counters) = (Arc::clone(&self.fs), Arc::clone(&self.counters));
                 let (deadline, failed) = (self.read_deadline, Arc::clone(&self.failed));
                 let fetching = Fetching::new(&self.counters);
                 self.runtime.spawn(async move {
                     let bytes = tokio::time::timeout(deadline, bytes).await;
                     match bytes.unwrap_or(Err(Error::Deadline(deadline))) {
-                        Ok(bytes) => reply.data(&bytes),
+                        Ok(bytes) => {
+                            reply.data(&bytes);
+                            counters.fetched(came, bytes.len());
+                        }
                         Err(error) => {
                             let layer = fs.index().blob();
                             let errno = counters.refuse(layer, "read", ino.0, &error);

@@ -204,7 +204,7 @@ pub fn is_layer(mount: &MountEntry) -> bool {
 
 /// The store's name for what is mounted at `target`: `layer-<id>` after a snapshot's folder
 /// (`<root>/snapshots/<id>/fs`), elsewhere after the path.
-fn name_of(target: &Path) -> io::Result<FdName> {
+pub(super) fn name_of(target: &Path) -> io::Result<FdName> {
     let folder = target.parent().and_then(Path::file_name);
     let id = folder
         .and_then(|name| name.to_str())

@@ -1,8 +1,9 @@
 //! gRPC messages to snapshotter calls and back; no decision is taken here.
 //!
-//! containerd's Snapshots service on a unix socket. Calls that change state run in tasks of their
+//! containerd's Snapshots service and our own control API ([`control`]) on a unix socket. Calls that change state run in tasks of their
 //! own ([`crate::snapshotter`]), as tonic drops a handler whose client went away.
 
+pub mod control;
 mod convert;
 pub mod socket;
 mod status;
@@ -15,6 +16,7 @@ use tonic::{Request, Response, Status};
 
 pub use status::status;
 
+use crate::report::Node;
 use crate::snapshotter::filter::Filters;
 use crate::snapshotter::{Error, Key, Mask, Prepared, Snapshotter, labels};
 
@@ -38,16 +40,19 @@ pub fn server(snapshotter: Snapshotter) -> SnapshotsServer<Service> {
 #[error(transparent)]
 pub struct ServeError(#[from] tonic::transport::Error);
 
-/// Serves on connections of `incoming` until `end`, then lets answers under way finish.
+/// Serves, with `node` also the control API, on connections of `incoming` until `end`, then lets answers under way finish.
 ///
 /// # Errors
 /// The listener failed for good.
 pub async fn serve(
     snapshotter: Snapshotter,
+    node: Option<Node>,
     incoming: UnixListenerStream,
     end: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let server = tonic::transport::Server::builder().add_service(server(snapshotter));
+    let server = tonic::transport::Server::builder()
+        .add_service(server(snapshotter))
+        .add_optional_service(node.map(control::server));
     Ok(server.serve_with_incoming_shutdown(incoming, end).await?)
 }
 

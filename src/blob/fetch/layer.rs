@@ -339,6 +339,7 @@ impl Layer {
 
     /// An error of the registry.
     pub(super) fn refused(&self, source: registry::Error) -> ReadError {
+        self.fetcher.tally.failed(&source);
         ReadError::Source {
             blob: self.source.digest(),
             source,
@@ -409,6 +410,7 @@ impl Layer {
     /// A member that was not as promised: once more, or its readers get an error.
     fn corrupt(self: &Arc<Self>, member: u32, what: String) {
         Counters::add(&self.counters.corrupt, 1);
+        self.fetcher.tally.corrupt();
         let blob = self.source.digest();
         let place = self.map.member(MemberId(member));
         let offset = place.as_ref().map_or(0, |member| member.offset);
@@ -428,15 +430,13 @@ impl Layer {
         };
         tracing::warn!(%blob, offset, what, attempts, "the registry sent wrong content");
         if attempts > self.fetcher.config.corrupt_retries {
-            self.fail(
-                member,
-                &ReadError::Corrupt {
-                    blob,
-                    offset,
-                    what,
-                    attempts,
-                },
-            );
+            let error = ReadError::Corrupt {
+                blob,
+                offset,
+                what,
+                attempts,
+            };
+            self.fail(member, &error);
         } else if self.awaited(member) {
             self.want(std::iter::once(member), Class::Urgent);
         } else if self.fetcher.config.background {

@@ -78,6 +78,13 @@ impl LinkSpeed {
         self.received.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    /// The best rate seen lately, in bytes per second; 0 until one is known.
+    pub(super) fn best(&self) -> f64 {
+        // Takes a sample if one is due.
+        let _ = self.time_for(0);
+        self.seen.lock().best
+    }
+
     /// How long `bytes` more would take; no time until it is known.
     pub(super) fn time_for(&self, bytes: u64) -> Duration {
         let (now, received) = (Instant::now(), self.received.load(Ordering::Relaxed));
