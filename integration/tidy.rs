@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules by rank, lowest first. A module names only modules of lower rank.
-const RANKS: [&[&str]; 11] = [
+const RANKS: [&[&str]; 12] = [
     &["oci"],
     &["keeper", "overlay", "registry", "stargz", "store"],
     &["blob"],
@@ -21,6 +21,7 @@ const RANKS: [&[&str]; 11] = [
     &["convert", "cri", "metrics", "service", "telemetry"],
     &["config"],
     &["daemon"],
+    &["setup"],
     &["cli"],
 ];
 
@@ -40,7 +41,7 @@ const CONFINED: [(&str, &[&str]); 17] = [
     ("sled", &["store"]),
     ("strsim", &["config"]),
     ("tar", &["stargz"]),
-    ("toml", &["config", "registry"]),
+    ("toml", &["config", "registry", "setup"]),
     ("tonic", &["service"]),
     ("tracing_subscriber", &["telemetry"]),
 ];

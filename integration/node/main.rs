@@ -34,6 +34,8 @@ mod many_files;
 mod many_layers;
 mod mixed;
 mod operator;
+mod operator_config;
+mod operator_metrics;
 #[path = "../../src/registry/testing_pki.rs"]
 mod pki;
 mod profile;

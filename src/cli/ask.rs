@@ -35,6 +35,14 @@ impl Which {
         Ok((root, socket))
     }
 
+    /// Its configuration, as far as flags and files tell.
+    pub(super) fn load(&self) -> Result<Config, crate::config::Error> {
+        let mut config = Config::load(self.config.as_deref())?;
+        config.root = self.root.clone().unwrap_or(config.root);
+        config.address = self.address.clone().unwrap_or(config.address);
+        Ok(config)
+    }
+
     /// Connects to it and asks.
     pub(super) fn ask<T, F>(
         &self,

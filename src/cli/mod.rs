@@ -4,7 +4,9 @@
 //! the command line is wrong, 3 the answer is no (no daemon runs, a layer is not lazy).
 
 mod ask;
+mod config;
 mod convert;
+mod doctor;
 mod fsck;
 mod layers;
 mod mount;
@@ -52,6 +54,8 @@ enum Command {
     Mount(mount::Args),
     Profile(profile::Args),
     Fsck(fsck::Args),
+    Config(config::Args),
+    Doctor(doctor::Args),
 }
 
 /// Runs the command line of this process.
@@ -70,6 +74,8 @@ pub fn main() -> ExitCode {
         Command::Mount(args) => mount::run(args),
         Command::Profile(args) => profile::run(args),
         Command::Fsck(args) => fsck::run(args),
+        Command::Config(args) => config::run(args),
+        Command::Doctor(args) => doctor::run(args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("crfs: {}", chain(error.as_ref()));

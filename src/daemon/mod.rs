@@ -6,6 +6,7 @@
 
 mod front;
 pub mod look;
+mod reload;
 mod systemd;
 
 use std::io;
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 pub use front::{Stopped, address, front, status, stop, upgrade};
 use futures::StreamExt as _;
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -24,17 +25,19 @@ use tokio_util::task::TaskTracker;
 use crate::blob::cache::Cache;
 use crate::blob::fetch::Fetcher;
 use crate::config::Config;
+use crate::daemon::reload::{Reloader, Reread};
 use crate::keeper::protocol::FdName;
 use crate::keeper::{self, Held, STATE, State};
 use crate::layer::profile::Folder;
 use crate::layer::{Layers as _, LiveLayers, Parts};
+use crate::metrics::Listener;
 use crate::oci::Reference;
 use crate::overlay::{self, options::Features};
 use crate::registry::{self, Chain, Credentials, DockerConfig, Providers, PullSecrets, Pulled};
 use crate::report::Node;
 use crate::snapshotter::{self, Snapshotter};
 use crate::store::{Faults, Root};
-use crate::{blob, cri, service, store};
+use crate::{blob, cri, metrics, service, store};
 
 /// How long a stopping daemon waits for answers that are being sent.
 const GOODBYE: Duration = Duration::from_secs(10);
@@ -82,23 +85,34 @@ pub enum Error {
     /// The server gave up.
     #[error("serving: {0}")]
     Serve(#[from] service::ServeError),
+    /// Metrics cannot be served.
+    #[error("[metrics] address {address} cannot be listened on: {source}")]
+    Metrics {
+        /// Where.
+        address: metrics::Address,
+        /// What the system said.
+        source: io::Error,
+    },
     /// `CRFS_CRASH_AT` is set and malformed.
     #[error("{0}")]
     Fault(String),
 }
 
 /// Runs the snapshotter until SIGTERM or SIGINT, with what a predecessor left in the store's hands.
-/// Deletes and unmounts nothing at the end.
+/// Deletes and unmounts nothing at the end. At SIGHUP `reread` gives the configuration anew.
 ///
 /// # Errors
 /// Something that is needed to start is missing, broken, or in another daemon's hands.
-pub fn run(config: Config) -> Result<(), Error> {
+pub fn run(
+    config: Config,
+    reread: impl Fn() -> Result<Config, String> + Send + 'static,
+) -> Result<(), Error> {
     crate::fs::settle_memory();
     let root = Root::claim(&config.root)?;
     let held = Arc::new(Held::take_over(&config.root)?);
     held.guard(Path::new("/proc/self/exe"))?;
     let runtime = runtime()?;
-    let done = runtime.block_on(serve(config, root, &held));
+    let done = runtime.block_on(serve(config, Box::new(reread), root, &held));
     // One that fails is to be started again. The store need not know, if it is gone.
     if done.is_ok() {
         let _ = held.stopping();
@@ -109,8 +123,10 @@ pub fn run(config: Config) -> Result<(), Error> {
     done
 }
 
-async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error> {
+async fn serve(config: Config, reread: Reread, root: Root, held: &Arc<Held>) -> Result<(), Error> {
     let mut end = Signals::new().map_err(Error::Setup)?;
+    // From now on SIGHUP does not end this process.
+    let hangups = signal(SignalKind::hangup()).map_err(Error::Setup)?;
     let pulled = Pulled::open(&config.credentials, root.path());
     let client = client(&config, Some(&pulled));
     let layers = layers(&config, &config.root, client, Arc::clone(held))?;
@@ -128,6 +144,7 @@ async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error
     })?;
     front::note_address(&config.root, &config.address);
     let node = Node::new(snapshotter.clone(), Arc::clone(&layers));
+    serve_metrics(&config.metrics, &node).await?;
     let incoming = service::socket::incoming(listener).map_err(Error::Setup)?;
     let proxy = Proxy::start(&config.cri, pulls(pulled, &snapshotter))?;
     tracing::info!(
@@ -141,6 +158,13 @@ async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error
     }
     tokio::spawn(give_signs_of_life(Arc::clone(held), Arc::clone(&layers)));
     tokio::spawn(tell_health(Arc::clone(held), Arc::clone(&layers)));
+    let reloader = Reloader {
+        config,
+        reread,
+        layers: Arc::clone(&layers),
+        node: node.clone(),
+    };
+    tokio::spawn(reloader.run(hangups));
 
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let server = service::serve(snapshotter.clone(), Some(node), incoming, async {
@@ -170,6 +194,27 @@ async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error
     }
     let saved = tokio::task::spawn_blocking(move || layers.save_profiles()).await;
     saved.map_err(|error| Error::Setup(io::Error::other(error)))
+}
+
+/// Serves metrics where the configuration says so.
+async fn serve_metrics(config: &metrics::Config, node: &Node) -> Result<(), Error> {
+    let listener = match &config.address {
+        None => return Ok(()),
+        Some(address @ metrics::Address::Tcp(ip)) => {
+            let bound = TcpListener::bind(ip).await;
+            Listener::Tcp(bound.map_err(|source| Error::Metrics {
+                address: address.clone(),
+                source,
+            })?)
+        }
+        Some(metrics::Address::Unix(path)) => {
+            let listener = service::socket::bind(path)?;
+            listener.set_nonblocking(true).map_err(Error::Setup)?;
+            Listener::Unix(UnixListener::from_std(listener).map_err(Error::Setup)?)
+        }
+    };
+    tokio::spawn(metrics::serve(listener, node.clone()));
+    Ok(())
 }
 
 /// Serves what a predecessor left, before anything that can be slow: containers wait for it.
@@ -255,7 +300,8 @@ fn layers(
 
 /// A client with all the credentials of this node: the surest and fastest sources first, as a later
 /// one is asked only when what the earlier ones have is refused.
-fn client(config: &Config, pulled: Option<&Pulled>) -> registry::Client {
+#[must_use]
+pub fn client(config: &Config, pulled: Option<&Pulled>) -> registry::Client {
     let mut sources: Vec<Arc<dyn Credentials>> = Vec::new();
     sources.extend(pulled.map(|pulled| Arc::new(pulled.clone()) as _));
     sources.push(Arc::new(DockerConfig::new(&config.registry)));

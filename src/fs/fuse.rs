@@ -27,7 +27,7 @@ use fuser::{
     ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 use tokio::runtime::Handle;
-use tracing::warn;
+use tracing::{Instrument as _, warn};
 
 use crate::fs::attr::{absent, attributes, file_type};
 use crate::fs::counters::{Counters, Fetching};
@@ -76,7 +76,9 @@ pub struct Adapter {
 impl Adapter {
     /// Runs one callback. When it panics the reply in it is dropped, which answers `EIO`.
     fn guard(&self, request: &'static str, ino: INodeNo, callback: impl FnOnce()) {
-        let _span = tracing::trace_span!("fuse", request, ino = ino.0).entered();
+        // What it leads to, down to the HTTP request, is logged within it.
+        let layer = self.fs.index().blob();
+        let _span = tracing::debug_span!("fuse", request, ino = ino.0, %layer).entered();
         self.counters.begin();
         // Unwind safe: a callback changes nothing but counters.
         let done = catch_unwind(AssertUnwindSafe(callback));
@@ -111,7 +113,7 @@ impl Adapter {
                 let (fs, counters) = (Arc::clone(&self.fs), Arc::clone(&self.counters));
                 let (deadline, failed) = (self.read_deadline, Arc::clone(&self.failed));
                 let fetching = Fetching::new(&self.counters);
-                self.runtime.spawn(async move {
+                let answer = async move {
                     let bytes = tokio::time::timeout(deadline, bytes).await;
                     match bytes.unwrap_or(Err(Error::Deadline(deadline))) {
                         Ok(bytes) => {
@@ -126,7 +128,8 @@ impl Adapter {
                         }
                     }
                     drop(fetching);
-                });
+                };
+                self.runtime.spawn(answer.in_current_span());
             }
             Err(error) => reply.error(self.refuse("read", ino, &error)),
         }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
+use tracing::Instrument as _;
 
 use crate::layer::NotLazy;
 
@@ -66,7 +67,7 @@ where
         let mut flights = self.flights.lock();
         flights.retain(|_, flight| !flight.is_stale(self.keep));
         let flight = flights.entry(key).or_insert_with(|| {
-            let task = tokio::spawn(work);
+            let task = tokio::spawn(work.in_current_span());
             let outcome = async move {
                 let lost = |error: tokio::task::JoinError| NotLazy::Internal(error.to_string());
                 task.await.unwrap_or_else(|error| Err(lost(error)))

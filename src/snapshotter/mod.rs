@@ -52,6 +52,7 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 pub use counts::Counts;
 pub use error::Error;
@@ -296,10 +297,11 @@ impl Snapshotter {
             return Err(Error::Stopping);
         }
         let call = call(Arc::clone(&self.0));
-        let task = tokio::spawn(async move {
+        let call = async move {
             let _running = running;
             call.await
-        });
+        };
+        let task = tokio::spawn(call.in_current_span());
         task.await
             .unwrap_or_else(|error| Err(Error::Internal(error.to_string())))
     }

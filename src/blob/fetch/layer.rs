@@ -14,6 +14,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::blob::cache::Key;
 use crate::blob::fetch::Fetcher;
@@ -155,9 +156,8 @@ impl Layer {
         };
         for _ in 0..spawn {
             let layer = Arc::clone(self);
-            self.fetcher
-                .runtime
-                .spawn(async move { layer.run_queues().await });
+            let queues = async move { layer.run_queues().await }.in_current_span();
+            self.fetcher.runtime.spawn(queues);
         }
     }
 

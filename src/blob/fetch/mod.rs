@@ -177,6 +177,11 @@ impl Fetcher {
         }
     }
 
+    /// From now on another `[fetch] rate_limit`, in bytes per second; 0 is none.
+    pub fn set_rate_limit(&self, rate: u64) {
+        self.rate.set(rate);
+    }
+
     /// Runs what reads and writes the disk for long.
     pub(super) fn on_blocking_thread(&self, work: Box<dyn FnOnce() + Send>) {
         drop(self.runtime.spawn_blocking(work));

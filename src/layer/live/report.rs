@@ -141,6 +141,11 @@ impl LiveLayers {
         }
     }
 
+    /// From now on another `[fetch] rate_limit`, in bytes per second; 0 is none.
+    pub fn set_rate_limit(&self, rate: u64) {
+        self.parts.fetcher.set_rate_limit(rate);
+    }
+
     fn contents(&self) -> Vec<Arc<Blob>> {
         let blobs = self.blobs.lock();
         let live = blobs.values().filter_map(|(blob, _)| blob.upgrade());
