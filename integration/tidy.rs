@@ -26,22 +26,24 @@ const RANKS: [&[&str]; 12] = [
 ];
 
 /// Crates that only certain modules may name.
-const CONFINED: [(&str, &[&str]); 17] = [
+const CONFINED: [(&str, &[&str]); 19] = [
     ("clap", &["cli"]),
     ("containerd_snapshots", &["service"]),
     ("flate2", &["stargz"]),
     ("fuser", &["fs"]),
-    ("hyper", &["cri", "metrics"]),
+    ("hyper", &["cri", "metrics", "setup"]),
     ("indicatif", &["cli"]),
     ("prometheus_client", &["metrics"]),
     ("reqwest", &["registry"]),
     ("ring", &["registry"]),
     ("serde_saphyr", &["registry"]),
     ("sha2", &["oci"]),
+    ("similar", &["setup"]),
     ("sled", &["store"]),
     ("strsim", &["config"]),
     ("tar", &["stargz"]),
     ("toml", &["config", "registry", "setup"]),
+    ("toml_edit", &["setup"]),
     ("tonic", &["service"]),
     ("tracing_subscriber", &["telemetry"]),
 ];

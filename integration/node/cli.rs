@@ -48,7 +48,7 @@ fn refused(arguments: &[&str], code: i32, words: &[&str]) {
 fn every_subcommand_explains_itself() {
     for name in [
         "", "serve", "status", "why", "layers", "top", "stop", "upgrade", "convert", "mount",
-        "fsck", "config", "doctor",
+        "fsck", "config", "doctor", "setup",
     ] {
         let arguments: Vec<_> = [name, "--help"]
             .into_iter()
@@ -64,7 +64,7 @@ fn every_subcommand_explains_itself() {
         if name.is_empty() {
             for command in [
                 "serve", "why", "layers", "top", "stop", "upgrade", "convert", "mount", "fsck",
-                "config", "doctor",
+                "config", "doctor", "setup",
             ] {
                 assert!(
                     stdout.contains(&format!("\n  {command} ")),

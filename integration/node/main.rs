@@ -36,6 +36,7 @@ mod mixed;
 mod operator;
 mod operator_config;
 mod operator_metrics;
+mod operator_setup;
 #[path = "../../src/registry/testing_pki.rs"]
 mod pki;
 mod profile;

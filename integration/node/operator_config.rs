@@ -147,7 +147,7 @@ async fn an_http_request_is_logged_within_the_read_that_needs_it() {
 
 #[test]
 fn doctor_finds_a_sound_node_sound_and_says_what_is_wrong_with_another() {
-    let mut bed = Bed::up("", &[]);
+    let mut bed = Bed::up("[registry]\nretries = 0\ndeadline = \"2s\"\n", &[]);
     let image = bed.convert(
         &crate::cli::small_image(bed.folder(), "small"),
         "small:lazy",

@@ -96,7 +96,7 @@ fn metrics_tell_what_happened_and_survive_a_kill() {
     assert!(told["process_resident_memory_bytes"] > 1e6);
     only_metrics_are_told(&socket);
     let path = socket.to_str().unwrap();
-    bed.tell("crfs kill");
+    bed.tell("crfs crash");
     bed::wait_for("metrics of the next daemon", 20, || {
         let mut curl = Command::new("curl");
         curl.args([

@@ -12,6 +12,7 @@ mod layers;
 mod mount;
 mod profile;
 mod serve;
+mod setup;
 mod status;
 mod stop;
 mod table;
@@ -56,6 +57,7 @@ enum Command {
     Fsck(fsck::Args),
     Config(config::Args),
     Doctor(doctor::Args),
+    Setup(setup::Args),
 }
 
 /// Runs the command line of this process.
@@ -76,6 +78,7 @@ pub fn main() -> ExitCode {
         Command::Fsck(args) => fsck::run(args),
         Command::Config(args) => config::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Setup(args) => setup::run(args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("crfs: {}", chain(error.as_ref()));

@@ -91,7 +91,7 @@ impl Containerd {
         let Some(plugin) = self.at(&["proxy_plugins", "crfs"]) else {
             return vec![flaw(
                 "it has no [proxy_plugins.crfs]: containerd does not know crfs",
-                "write the lines of the README, \"Using it\", into it and restart containerd",
+                "crfs setup writes it (crfs setup --dry-run shows it first)",
             )];
         };
         let mut flaws = Vec::new();
@@ -179,7 +179,7 @@ impl Containerd {
                 is_harmless: self.at(&["plugins", "io.containerd.grpc.v1.cri"]).is_some(),
                 ..flaw(
                     "no unpack_config of the transfer service names crfs: ctr image pull --snapshotter crfs fails",
-                    "write the unpack_config of the README, \"Using it\", into it and restart containerd",
+                    "crfs setup writes it (crfs setup --dry-run shows it first)",
                 )
             });
         }
@@ -215,7 +215,7 @@ fn flaw(what: &str, remedy: &str) -> Flaw {
 }
 
 /// The files that a file imports: paths, relative to its folder, whose last part may have a `*`.
-fn imports(file: &Path, table: &Table) -> Vec<PathBuf> {
+pub(super) fn imports(file: &Path, table: &Table) -> Vec<PathBuf> {
     let folder = file.parent().unwrap_or(Path::new("/"));
     let patterns = table.get("imports").and_then(Value::as_array);
     let patterns = patterns.into_iter().flatten().filter_map(Value::as_str);

@@ -36,7 +36,7 @@ pub(super) async fn examine(subject: &Subject) -> Vec<Finding> {
         Err(error) => findings.push(Finding::failure(
             "containerd's configuration",
             error.to_string(),
-            "write the lines of the README, \"Using it\", into it; --containerd-config names another file",
+            "crfs setup writes it; --containerd-config names another file",
         )),
     }
     let client = daemon::client(&subject.config, None);
