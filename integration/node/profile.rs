@@ -1,6 +1,7 @@
 //! Profiles: what a start reads is recorded in order, given out, and fetched first the next time.
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -66,6 +67,16 @@ fn read(lower: &[PathBuf], files: &[&str]) {
     }
 }
 
+/// Reads some bytes of `1/big`, and no more: neither does the kernel.
+fn read_piece(lower: &[PathBuf], bytes: std::ops::Range<usize>) {
+    let find = |layer: &PathBuf| fs::File::open(layer.join("1/big")).ok();
+    let file = lower.iter().find_map(find).unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random).unwrap();
+    let mut found = vec![0; bytes.len()];
+    file.read_exact_at(&mut found, bytes.start as u64).unwrap();
+    assert!(found == serve::noise(1, BIG)[bytes]);
+}
+
 /// What `crfs profile` prints, or what it says of why it cannot.
 fn profile(root: &Path, arguments: &[&str]) -> Result<Vec<String>, String> {
     let mut command = Command::new(CRFS);
@@ -84,10 +95,12 @@ fn profile(root: &Path, arguments: &[&str]) -> Result<Vec<String>, String> {
 
 fn wait_for_profile(root: &Path, image: &str, files: &[&str]) {
     let files: Vec<_> = files.iter().map(|file| format!("/{file}")).collect();
+    let path = |line: &String| line.split('\t').next().map(str::to_owned);
     let mut last = None;
     for _ in 0..100 {
         last = Some(profile(root, &[image]));
-        if last == Some(Ok(files.clone())) {
+        let paths = last.clone().unwrap().unwrap_or_default();
+        if paths.iter().filter_map(path).eq(files.iter().cloned()) {
             return;
         }
         std::thread::sleep(Duration::from_millis(100));
@@ -248,8 +261,12 @@ async fn convert_takes_the_list_as_it_is_and_lays_those_files_out_first() {
     let client = daemon.client().await;
     let names = serve::pull(&client, &plain, "ns").await;
     let lower = start(&client, "ns/1/c", &names).await;
+    // A piece of a large file, then small files.
+    let piece = 1 << 20..(1 << 20) + 1000;
+    read_piece(&lower, piece.clone());
     read(&lower, &START);
-    wait_for_profile(&daemon.root(), &plain.name, &START);
+    let all = [&["1/big"], &START[..]].concat();
+    wait_for_profile(&daemon.root(), &plain.name, &all);
     let list = profile(&daemon.root(), &[&plain.name]).unwrap();
     drop(daemon);
     let file = bed.folder().join("start-files.txt");
@@ -260,17 +277,19 @@ async fn convert_takes_the_list_as_it_is_and_lays_those_files_out_first() {
     bed::crfs(&["convert", &source, &target, "--prefetch", &file]);
     let laid = Image::of(&bed, &name);
     for (number, layer) in (1..).zip(&laid.layers) {
-        let mut first = files_before_the_landmark(&bed, layer);
-        let mut listed: Vec<_> = START
-            .iter()
-            .filter(|file| file.starts_with(&format!("{number}/")))
-            .collect();
-        first.sort();
-        listed.sort();
-        assert!(first.iter().eq(listed), "{first:?}");
+        let first = files_before_the_landmark(&bed, layer);
+        let mut listed = all.iter().copied();
+        let listed = listed
+            .by_ref()
+            .filter(|file| file.starts_with(&format!("{number}/")));
+        assert!(
+            first.iter().eq(listed),
+            "in the order of first read: {first:?}"
+        );
     }
 
-    // A node that has never seen it fetches each layer's beginning in one request.
+    // A node that has never seen it fetches each layer's beginning, but not what nobody read of the
+    // large file.
     let node = Serve::start(&bed.folder().join("other"), FOREGROUND_ONLY, &[]);
     let client = node.client().await;
     bed.relay("POST", "reset");
@@ -278,11 +297,14 @@ async fn convert_takes_the_list_as_it_is_and_lays_those_files_out_first() {
     wait_for_silence(&bed);
     assert_eq!(
         bed.requests_served(),
-        5,
-        "manifest, two TOCs, two beginnings"
+        6,
+        "manifest, two TOCs, a piece of the large file, two beginnings"
     );
+    let most = (512 << 10) + START.len() * FILE;
+    assert!(bed.bytes_served() < (most * 105 / 100 + 20_000) as u64);
     bed.relay("POST", "down?on=1");
     let lower = start(&client, "ns/1/c", &names).await;
+    read_piece(&lower, piece);
     read(&lower, &START);
 }
 

@@ -96,7 +96,30 @@ pub trait LayerMap: Send + Sync {
         None
     }
 
-    /// How far from its start the blob should be fetched at mount: the offset of the eStargz
-    /// prefetch landmark, if the layer has one.
+    /// Whether a chunk need not be fetched with what lies before the prefetch landmark.
+    fn is_unread(&self, chunk: ChunkId) -> bool {
+        let _ = chunk;
+        false
+    }
+
+    /// How far from its start the blob should be fetched at mount, but for chunks that are
+    /// [unread](Self::is_unread): the offset of the eStargz prefetch landmark, if the layer has one.
     fn prefetch_end(&self) -> Option<u64>;
+}
+
+/// The members before the landmark of a layer that have anything to be read.
+pub(super) fn before_landmark(map: &dyn LayerMap) -> impl Iterator<Item = u32> {
+    let end = map.prefetch_end().unwrap_or(0);
+    let before = move |member: &u32| {
+        let place = map.member(MemberId(*member));
+        place.is_some_and(|member| member.offset < end)
+    };
+    let is_read = |member: &u32| {
+        let mut read = false;
+        map.chunks_of(MemberId(*member), &mut |chunk| {
+            read |= !map.is_unread(chunk)
+        });
+        read
+    };
+    (0..map.member_count()).take_while(before).filter(is_read)
 }

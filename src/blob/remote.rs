@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use crate::blob::cache::{Key, WholeFile};
 use crate::blob::fetch::{Class, Fetcher, Layer};
 use crate::blob::first_reads::{FirstReads, ReadLog};
-use crate::blob::map::{ChunkId, ChunkInfo, LayerMap, MemberId};
+use crate::blob::map::{ChunkId, ChunkInfo, LayerMap, MemberId, before_landmark};
 use crate::blob::read::{ReadAt, ReadError, Space};
 use crate::blob::stats::{Counters, LayerStats};
 use crate::registry::RangeSource;
@@ -72,17 +72,21 @@ impl Blob {
         self.layer.start_landmark();
     }
 
-    /// Bytes of content that lie before the landmark; 0 if there is none. Goes over those chunks.
+    /// The chunks before the landmark that are read at a start, and their sizes; none if there is no
+    /// landmark or the configuration says that it does not count.
     #[must_use]
-    pub fn landmark_size(&self) -> u64 {
-        let mut size = 0;
-        for member in self.layer.landmark_members() {
-            self.layer.map.chunks_of(MemberId(member), &mut |chunk| {
-                let info = self.layer.map.chunk(chunk);
-                size += info.map_or(0, |info| u64::from(info.size));
+    pub fn before_landmark(&self) -> Vec<(ChunkId, u32)> {
+        let (mut chunks, map) = (Vec::new(), &*self.layer.map);
+        if !self.layer.fetcher().uses_landmarks() {
+            return chunks;
+        }
+        for member in before_landmark(map) {
+            map.chunks_of(MemberId(member), &mut |chunk| {
+                let info = map.chunk(chunk).filter(|_| !map.is_unread(chunk));
+                chunks.extend(info.map(|info| (chunk, info.size)));
             });
         }
-        size
+        chunks
     }
 
     /// Fetches `chunks`, which are known to be needed soon, before the background and after what

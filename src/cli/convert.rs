@@ -35,7 +35,7 @@ pub(super) struct Args {
     /// Where to write the converted image
     #[arg(value_name = "DST")]
     destination: Location,
-    /// Put the files listed in FILE, one path a line, where a node fetches them at once
+    /// Put the files listed in FILE (one path a line, or what `crfs profile` prints) where a node fetches them at once
     #[arg(long, value_name = "FILE")]
     prefetch: Option<PathBuf>,
     /// Speak plain HTTP to HOST[:PORT]; loopback hosts need no flag (repeatable)

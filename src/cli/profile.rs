@@ -1,4 +1,6 @@
 //! `crfs profile`: what the starts of an image read, as a list for `crfs convert --prefetch`.
+//!
+//! A line is a path, a tab, and the first and last byte of what is read of it, as in an HTTP `Range`.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -17,7 +19,7 @@ use crate::oci::{Digest, Reference};
 #[command(after_help = "\
 Examples:
   crfs profile                                            list the images there is a profile of
-  crfs profile registry.example/app:1 > start-files.txt   one path a line, in the order of first read
+  crfs profile registry.example/app:1 > start-files.txt   path and bytes of each piece, in the order of first read
   crfs convert SRC DST --prefetch start-files.txt         lay those files out where nodes fetch them at once
   crfs profile sha256:6d2a... --json                      by the digest of the manifest
 
@@ -82,12 +84,7 @@ pub(super) fn run(args: Args) -> Outcome {
             })?;
             match args.json {
                 true => json(&report(found, true))?,
-                // A list of lines cannot carry a path with a line break.
-                false => found
-                    .paths()
-                    .filter(|path| !path.contains(['\n', '\r']))
-                    .map(|path| path + "\n")
-                    .collect(),
+                false => pieces(found),
             }
         }
     };
@@ -137,6 +134,15 @@ fn report(profile: &Profile, in_full: bool) -> Report<'_> {
         files: profile.paths().count(),
         paths: in_full.then(|| profile.paths().collect()),
     }
+}
+
+fn pieces(profile: &Profile) -> String {
+    let pieces = profile.pieces().into_iter();
+    // A list of lines cannot carry a path with a line break.
+    let listed = pieces.filter(|(path, bytes)| !path.contains(['\n', '\r']) && !bytes.is_empty());
+    listed
+        .map(|(path, bytes)| format!("{path}\t{}-{}\n", bytes.start, bytes.end - 1))
+        .collect()
 }
 
 fn json(value: &impl Serialize) -> Result<String, serde_json::Error> {

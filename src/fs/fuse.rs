@@ -27,7 +27,7 @@ use fuser::{
     ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 use tokio::runtime::Handle;
-use tracing::{Instrument as _, warn};
+use tracing::{Instrument as _, debug, warn};
 
 use crate::fs::attr::{absent, attributes, file_type};
 use crate::fs::counters::{Counters, Fetching};
@@ -115,13 +115,14 @@ impl Adapter {
                 let fetching = Fetching::new(&self.counters);
                 let answer = async move {
                     let bytes = tokio::time::timeout(deadline, bytes).await;
+                    let (layer, waited) = (fs.index().blob(), came.elapsed());
+                    debug!(%layer, ino = ino.0, offset, size, ?waited, "a read had to wait");
                     match bytes.unwrap_or(Err(Error::Deadline(deadline))) {
                         Ok(bytes) => {
                             reply.data(&bytes);
                             counters.fetched(came, bytes.len());
                         }
                         Err(error) => {
-                            let layer = fs.index().blob();
                             let errno = counters.refuse(layer, "read", ino.0, &error);
                             failed.note(ino.0, offset, size, errno);
                             reply.error(errno);

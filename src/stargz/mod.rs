@@ -43,6 +43,10 @@ pub const PREFETCH_LANDMARK: &[u8] = b".prefetch.landmark";
 /// Name of the file, in the root of the layer, that says that nothing is worth prefetching.
 pub const NO_PREFETCH_LANDMARK: &[u8] = b".no.prefetch.landmark";
 
+/// Key of a TOC entry (a `reg` or a `chunk`), ours: this chunk lies before the prefetch landmark only
+/// because others of its file are read at a start. Readers that do not know it fetch it as well.
+pub const UNREAD: &str = "unread";
+
 /// Both landmarks. They are ordinary entries of the TOC; a file system hides them in its root, and
 /// only there.
 pub const LANDMARKS: [&[u8]; 2] = [PREFETCH_LANDMARK, NO_PREFETCH_LANDMARK];

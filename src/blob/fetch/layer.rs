@@ -8,7 +8,7 @@ use std::num::NonZeroU32;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -22,7 +22,7 @@ use crate::blob::fetch::ahead::ReadAhead;
 use crate::blob::fetch::flight::{Join, Outcome};
 use crate::blob::fetch::plan::{Class, Plan, Segment, View};
 use crate::blob::fetch::stream::Receiver;
-use crate::blob::map::{ChunkId, ChunkInfo, LayerMap, MemberId};
+use crate::blob::map::{ChunkId, ChunkInfo, LayerMap, MemberId, before_landmark};
 use crate::blob::read::ReadError;
 use crate::blob::stats::{Counters, LayerStats};
 use crate::blob::whole::WholeFiles;
@@ -97,19 +97,9 @@ impl Layer {
 
     /// Starts the prefetch up to the landmark.
     pub(in crate::blob) fn start_landmark(self: &Arc<Self>) {
-        if self.fetcher.config.prefetch {
-            self.want(self.landmark_members(), Class::List);
+        if self.fetcher.uses_landmarks() {
+            self.want(before_landmark(&*self.map), Class::List);
         }
-    }
-
-    /// The members before the landmark.
-    pub(in crate::blob) fn landmark_members(&self) -> impl Iterator<Item = u32> {
-        let end = self.map.prefetch_end().unwrap_or(0);
-        let before = move |member: &u32| {
-            let place = self.map.member(MemberId(*member));
-            place.is_some_and(|member| member.offset < end)
-        };
-        (0..self.map.member_count()).take_while(before)
     }
 
     /// Gives the background all that is missing.
@@ -280,7 +270,10 @@ impl Layer {
     /// Brings one segment.
     pub(super) async fn run(self: &Arc<Self>, segment: Segment) {
         let mut receiver = Receiver::new(self, &segment);
+        let (class, began) = (segment.class, Instant::now());
         let result = self.cancel.run_until_cancelled(receiver.run()).await;
+        let (blob, members, took) = (self.source.digest(), &segment.members, began.elapsed());
+        tracing::debug!(%blob, ?class, ?members, ?took, "a request has ended");
         let lost = self.plan.lock().ended(segment.id, receiver.received);
         match result {
             Some(Ok(())) => {

@@ -182,6 +182,11 @@ impl Fetcher {
         self.rate.set(rate);
     }
 
+    /// Whether layers are fetched up to their landmarks at once.
+    pub(super) const fn uses_landmarks(&self) -> bool {
+        self.config.prefetch
+    }
+
     /// Runs what reads and writes the disk for long.
     pub(super) fn on_blocking_thread(&self, work: Box<dyn FnOnce() + Send>) {
         drop(self.runtime.spawn_blocking(work));

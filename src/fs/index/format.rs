@@ -9,7 +9,7 @@ use crate::oci::Digest;
 /// First bytes of every index.
 pub const MAGIC: [u8; 8] = *b"crfs-idx";
 /// Of the format; any change of the layout or of the numbering of nodes raises it.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Where the first section starts: a page, so that the sections are aligned in memory.
 pub const HEADER_LEN: u64 = 4096;
 /// Each block of this many bytes after the header has a CRC-32 of its own, compared when it is
@@ -42,6 +42,10 @@ pub const IMPLICIT: u32 = 1 << 16;
 
 /// In a chunk record's size: nothing promises the content, the digest only names it.
 pub const UNVERIFIED: u32 = 1 << 31;
+/// In a chunk record's size: a start does not read it, although it lies before the landmark.
+pub const UNREAD: u32 = 1 << 30;
+/// What of a chunk record's size is its size.
+pub const SIZE: u32 = UNREAD - 1;
 
 /// The parts of an index file, in the order they lie in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,7 +151,7 @@ pub struct ChunkRecord {
     pub digest: Digest,
     /// Where it starts in its file.
     pub at: u64,
-    /// Its size, with [`UNVERIFIED`].
+    /// Its size, with [`UNVERIFIED`] and [`UNREAD`].
     pub size: u32,
     /// Its member.
     pub member: u32,

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::fs::index::format::{MemberRecord, UNVERIFIED};
+use crate::fs::index::format::{MemberRecord, SIZE};
 use crate::fs::index::spill::Chunks;
 
 /// The members of a layer, and which chunks each of them holds.
@@ -46,7 +46,7 @@ impl Members {
             hint = find(&offsets, chunk.offset, hint);
             of_chunk.push(u32::try_from(hint).unwrap_or(u32::MAX));
             if let Some(record) = records.get_mut(hint) {
-                let size = chunk.size & !UNVERIFIED;
+                let size = chunk.size & SIZE;
                 let end = u64::from(chunk.inner) + u64::from(size);
                 record.inflated = record.inflated.max(end);
                 // Counts first; the loop below turns counts into starts.
@@ -95,6 +95,7 @@ fn group(records: &[MemberRecord], of_chunk: &[u32]) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::index::format::{UNREAD, UNVERIFIED};
     use crate::fs::index::tree::ChunkAt;
     use crate::oci::Digest;
 
@@ -117,7 +118,7 @@ mod tests {
         let members = members(&[
             chunk(100, 0, 10),
             chunk(100, 10, 5 | UNVERIFIED),
-            chunk(900, 0, 7),
+            chunk(900, 0, 7 | UNREAD),
             chunk(50, 3, 4),
             chunk(100, 2, 1),
         ]);

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::blob::ChunkId;
 use crate::fs::index::error::Damaged;
+use crate::fs::index::format::SIZE;
 use crate::fs::index::view::{Index, Ino, Kind};
 
 /// `d_type` of a regular file and of a folder.
@@ -40,6 +41,30 @@ impl Index {
             Some(Kind::File { chunks, .. }) => Ok(Some(chunks)),
             _ => Ok(None),
         }
+    }
+
+    /// Calls `each` with those chunks, and their sizes, of the file with `chunks` that have any of
+    /// these bytes of it.
+    ///
+    /// # Errors
+    /// [`Damaged`].
+    pub fn each_chunk_in(
+        &self,
+        chunks: &Range<u32>,
+        bytes: Range<u64>,
+        each: &mut dyn FnMut(ChunkId, u32),
+    ) -> Result<(), Damaged> {
+        for number in self.chunk_at(chunks, bytes.start)?..chunks.end {
+            let record = self.chunk_record(number)?;
+            let size = record.size & SIZE;
+            if record.at >= bytes.end {
+                break;
+            }
+            if record.at + u64::from(size) > bytes.start {
+                each(ChunkId(number), size);
+            }
+        }
+        Ok(())
     }
 
     /// Calls `each` with the path and the chunks of every regular file that has one of `wanted`; of

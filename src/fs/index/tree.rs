@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::fs::index::error::{Error, TreeError, io_error};
-use crate::fs::index::format::UNVERIFIED;
+use crate::fs::index::format::{UNREAD, UNVERIFIED};
 use crate::fs::index::links::Links;
 use crate::fs::index::names::{self, Meaning};
 use crate::fs::index::slots::{MAX_NODES, PENDING, Slots};
@@ -106,7 +106,7 @@ pub struct ChunkAt {
     pub at: u64,
     /// Where its member starts in the blob.
     pub offset: u64,
-    /// Size, with [`UNVERIFIED`].
+    /// Size, with [`UNVERIFIED`] and [`UNREAD`].
     pub size: u32,
     /// Where in the inflated member.
     pub inner: u32,
@@ -205,7 +205,10 @@ impl Tree {
             Meaning::Hidden => Ok(()),
             Meaning::Landmark => {
                 if let EntryKind::File { chunks, .. } = &entry.kind {
-                    self.landmark = chunks.first().map(|chunk| chunk.offset);
+                    // A member that it shares with files before it belongs to what comes before it.
+                    self.landmark = chunks
+                        .first()
+                        .map(|chunk| chunk.offset + u64::from(chunk.inner > 0));
                 }
                 Ok(())
             }
@@ -444,11 +447,12 @@ impl Tree {
                 Some(digest) => (digest, 0),
                 None => (self.made_up_name(chunk), UNVERIFIED),
             };
+            let unread = if chunk.unread { UNREAD } else { 0 };
             self.chunks.push(&ChunkAt {
                 digest,
                 at: chunk.at,
                 offset: chunk.offset,
-                size: chunk.size | flag,
+                size: chunk.size | flag | unread,
                 inner,
             });
         }

@@ -8,7 +8,7 @@ use crate::blob::{ChunkId, ChunkInfo, LayerMap, Member, MemberId, Proof};
 use crate::fs::index::error::{Damaged, Error};
 use crate::fs::index::format::{
     CHUNK_LEN, ChunkRecord, DIRENT_LEN, DirentRecord, HAS_ACL, HAS_OPAQUE, HAS_XATTRS, IMPLICIT,
-    INODE_LEN, InodeRecord, MEMBER_LEN, MemberRecord, Section, UNVERIFIED,
+    INODE_LEN, InodeRecord, MEMBER_LEN, MemberRecord, SIZE, Section, UNREAD, UNVERIFIED,
 };
 use crate::fs::index::mapped::Mapped;
 use crate::fs::index::tree::{S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG};
@@ -276,7 +276,7 @@ impl Index {
         let mut next = self.chunk_at(chunks, offset)?;
         while left > 0 {
             let record = self.chunk_record(next)?;
-            let size = record.size & !UNVERIFIED;
+            let size = record.size & SIZE;
             let skip = at
                 .checked_sub(record.at)
                 .and_then(|s| u32::try_from(s).ok());
@@ -297,7 +297,7 @@ impl Index {
     }
 
     /// The last chunk that starts at or before `offset`.
-    fn chunk_at(&self, chunks: &Range<u32>, offset: u64) -> Result<u32, Damaged> {
+    pub(super) fn chunk_at(&self, chunks: &Range<u32>, offset: u64) -> Result<u32, Damaged> {
         let Range { mut start, mut end } = *chunks;
         while end.saturating_sub(start) > 1 {
             let middle = start + (end - start) / 2;
@@ -350,7 +350,7 @@ impl Index {
         Ok((record, self.map.bytes(Section::Names, name, len)?))
     }
 
-    fn chunk_record(&self, number: u32) -> Result<ChunkRecord, Damaged> {
+    pub(super) fn chunk_record(&self, number: u32) -> Result<ChunkRecord, Damaged> {
         let bytes = self.map.record(Section::Chunks, number, CHUNK_LEN)?;
         ChunkRecord::decode(bytes).ok_or(Damaged {
             what: "a chunk",
@@ -413,7 +413,7 @@ impl LayerMap for Index {
         };
         Some(ChunkInfo {
             proof,
-            size: record.size & !UNVERIFIED,
+            size: record.size & SIZE,
             member: MemberId(record.member),
             inner: u64::from(record.inner),
         })
@@ -433,6 +433,11 @@ impl LayerMap for Index {
             .map_while(|number| self.map.record(Section::MemberChunks, number, 4).ok())
             .filter_map(|bytes| bytes.try_into().ok().map(u32::from_le_bytes));
         numbers.by_ref().map(ChunkId).for_each(each);
+    }
+
+    fn is_unread(&self, chunk: ChunkId) -> bool {
+        let record = self.chunk_record(chunk.0);
+        record.is_ok_and(|record| record.size & UNREAD != 0)
     }
 
     fn prefetch_end(&self) -> Option<u64> {

@@ -23,7 +23,7 @@ const MOST_PIECES: usize = 16 * 1024;
 const LEAST: u64 = 1 << 20;
 
 /// A piece's name, whichever table of files it is numbered by.
-type Name<'a> = (&'a File, u32);
+type Name<'a> = (&'a File, u64);
 
 /// What is known after a start that read `new`. `cold`: nothing of the image ran on this node since
 /// its layers were mounted. `max_size` bounds the bytes of content.
@@ -61,7 +61,7 @@ pub(super) fn merge(old: &Order, new: &Order, cold: bool, max_size: u64) -> Orde
 fn named(order: &Order) -> impl Iterator<Item = (Name<'_>, Piece)> {
     order.pieces.iter().filter_map(|piece| {
         let file = order.files.get(piece.file as usize)?;
-        Some(((file, piece.chunk), *piece))
+        Some(((file, piece.at), *piece))
     })
 }
 
@@ -122,7 +122,7 @@ pub(super) mod tests {
             });
             order.pieces.push(Piece {
                 file: u32::try_from(at).unwrap(),
-                chunk: *chunk,
+                at: u64::from(*chunk) * MIB,
                 size: PIECE,
                 missed: 0,
             });

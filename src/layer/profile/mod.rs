@@ -6,7 +6,7 @@
 //! time that stack is pulled, or a container starts on it, those chunks are fetched first, in that
 //! order (see [`crate::layer::start`]).
 //!
-//! Content is named by path and number of chunk, so a profile is also good for the next version of
+//! Content is named by path and place in the file, so a profile is also good for the next version of
 //! the image, and can be given out when neither image nor cache is on the node any more.
 
 mod folder;
@@ -14,6 +14,7 @@ mod merge;
 mod record;
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -98,14 +99,14 @@ struct File {
     path: String,
 }
 
-/// A chunk of a file.
+/// A piece of a file: a chunk of it, as it was cut when it was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "(u32, u32, u32, u8)", into = "(u32, u32, u32, u8)")]
+#[serde(from = "(u32, u64, u32, u8)", into = "(u32, u64, u32, u8)")]
 struct Piece {
     /// Position in the order's files.
     file: u32,
-    /// Its number in the file, from 0.
-    chunk: u32,
+    /// Where in the file it starts, in bytes.
+    at: u64,
     /// Its length in bytes.
     size: u32,
     /// Cold starts in a row that did not read it.
@@ -124,20 +125,20 @@ impl From<File> for (u16, String) {
     }
 }
 
-impl From<(u32, u32, u32, u8)> for Piece {
-    fn from((file, chunk, size, missed): (u32, u32, u32, u8)) -> Self {
+impl From<(u32, u64, u32, u8)> for Piece {
+    fn from((file, at, size, missed): (u32, u64, u32, u8)) -> Self {
         Self {
             file,
-            chunk,
+            at,
             size,
             missed,
         }
     }
 }
 
-impl From<Piece> for (u32, u32, u32, u8) {
+impl From<Piece> for (u32, u64, u32, u8) {
     fn from(piece: Piece) -> Self {
-        (piece.file, piece.chunk, piece.size, piece.missed)
+        (piece.file, piece.at, piece.size, piece.missed)
     }
 }
 
@@ -145,12 +146,12 @@ impl From<Piece> for (u32, u32, u32, u8) {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Wanted<'a> {
     /// Position in the order.
-    pub at: u32,
+    pub rank: u32,
     /// The file's path from the layer's root.
     pub path: &'a str,
-    /// Number of the chunk in the file.
-    pub chunk: u32,
-    /// Length of the chunk in bytes.
+    /// Where in the file it starts, in bytes.
+    pub at: u64,
+    /// Its length in bytes.
     pub size: u32,
 }
 
@@ -165,8 +166,7 @@ pub(super) fn key(layers: &[Digest]) -> Digest {
 }
 
 impl Profile {
-    /// The paths of all files, each once, in the order of their first read, from the image's root:
-    /// what `crfs convert --prefetch` takes.
+    /// The paths of all files, each once, in the order of their first read, from the image's root.
     pub fn paths(&self) -> impl Iterator<Item = String> {
         let mut seen = HashSet::new();
         let files = self.order.pieces.iter().filter_map(|piece| {
@@ -176,6 +176,26 @@ impl Profile {
         files
             .filter(move |path| seen.insert(*path))
             .map(|path| format!("/{path}"))
+    }
+
+    /// All pieces in their order, adjacent ones as one: the path from the image's root, and the bytes of
+    /// the file. It is what `crfs convert --prefetch` takes.
+    pub fn pieces(&self) -> Vec<(String, Range<u64>)> {
+        let mut runs: Vec<(u32, Range<u64>)> = Vec::new();
+        for piece in &self.order.pieces {
+            let bytes = piece.at..piece.at.saturating_add(piece.size.into());
+            match runs.last_mut() {
+                Some((file, run)) if *file == piece.file && run.end == bytes.start => {
+                    run.end = bytes.end;
+                }
+                _ => runs.push((piece.file, bytes)),
+            }
+        }
+        let named = runs.into_iter().filter_map(|(file, run)| {
+            let file = self.order.files.get(file as usize)?;
+            Some((format!("/{}", file.path), run))
+        });
+        named.collect()
     }
 
     /// Bytes of content in it.
@@ -199,13 +219,13 @@ impl Profile {
             .collect();
         (0..)
             .zip(&self.order.pieces)
-            .filter_map(move |(at, piece)| {
+            .filter_map(move |(rank, piece)| {
                 let file = self.order.files.get(piece.file as usize)?;
                 let takes = takes.get(usize::from(file.layer)) == Some(&true);
                 takes.then_some(Wanted {
-                    at,
+                    rank,
                     path: &file.path,
-                    chunk: piece.chunk,
+                    at: piece.at,
                     size: piece.size,
                 })
             })
@@ -242,6 +262,20 @@ mod tests {
             order: order(&[(1, "b", 0), (0, "a/x", 0), (1, "b", 1), (0, "b", 0)]),
         };
         assert_eq!(profile.paths().collect::<Vec<_>>(), ["/b", "/a/x"]);
+        let pieces = profile.pieces();
+        let pieces: Vec<_> = pieces
+            .iter()
+            .map(|(path, run)| (&**path, run.clone()))
+            .collect();
+        assert_eq!(
+            pieces,
+            [
+                ("/b", 0..1 << 20),
+                ("/a/x", 0..1 << 20),
+                ("/b", 1 << 20..2 << 20),
+                ("/b", 0..1 << 20)
+            ]
+        );
         assert_eq!(profile.bytes(), 4 << 20);
         assert!(profile.is_sound());
     }
@@ -259,7 +293,7 @@ mod tests {
         let wanted = |layer, now: &[Digest]| {
             let wanted = profile.wanted(&layer, now);
             wanted
-                .map(|wanted| (wanted.at, wanted.chunk))
+                .map(|wanted| (wanted.rank, wanted.at >> 20))
                 .collect::<Vec<_>>()
         };
         assert_eq!(wanted(base, &[base, old]), [(1, 0)]);

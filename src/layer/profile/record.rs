@@ -231,13 +231,13 @@ fn places(
             layer: position,
             path: path.to_owned(),
         });
-        for (chunk, id) in (0..).zip(range.map(ChunkId)) {
-            let Some(info) = wanted.get(&id).and_then(|id| layer.index.chunk(*id)) else {
+        for id in range.map(ChunkId).filter(|id| wanted.contains(id)) {
+            let (Some(info), Some(at)) = (layer.index.chunk(id), layer.index.place(id)) else {
                 continue;
             };
             let piece = Piece {
                 file,
-                chunk,
+                at,
                 size: info.size,
                 missed: 0,
             };

@@ -70,6 +70,7 @@ impl Gather {
             at: self.next,
             size: short,
             digest: digest(&raw.chunk_digest)?,
+            unread: raw.unread,
         });
         self.next += size;
         Ok(())

@@ -81,6 +81,8 @@ pub struct Chunk {
     pub size: u32,
     /// Digest of its content; always there unless the TOC is unverified.
     pub digest: Option<Digest>,
+    /// It is not read at a start although it lies before the landmark.
+    pub unread: bool,
 }
 
 /// A point in time: `secs + nanos / 10^9` seconds since 1970-01-01 UTC.

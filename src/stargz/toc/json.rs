@@ -1,7 +1,8 @@
 //! The TOC's JSON, read as a stream: each entry is handed on as soon as it is parsed.
 //!
-//! Keys and their meaning are those of stargz-snapshotter `estargz/types.go`; a key that is left
-//! out stands for zero or the empty string, as Go's `omitempty` leaves it out.
+//! Keys and their meaning are those of stargz-snapshotter `estargz/types.go`, and one of ours
+//! ([`crate::stargz::UNREAD`]); a key that is left out stands for zero, false or the empty string, as
+//! Go's `omitempty` leaves it out.
 //!
 //! Strict: a known key occurs once and has the right type, numbers are integers in range, nothing
 //! follows the document. Unknown keys are read over, nested at most as deep as `serde_json` allows
@@ -142,6 +143,7 @@ pub(super) struct RawEntry<'a> {
     pub chunk_offset: u64,
     pub chunk_size: u64,
     pub chunk_digest: Cow<'a, str>,
+    pub unread: bool,
 }
 
 impl RawEntry<'_> {
@@ -183,6 +185,8 @@ enum Key {
     ChunkOffset,
     ChunkSize,
     ChunkDigest,
+    /// [`crate::stargz::UNREAD`].
+    Unread,
     #[serde(other)]
     Unknown,
 }
@@ -229,6 +233,7 @@ impl<'de> Visitor<'de> for EntryVisitor {
                 Key::ChunkOffset => entry.chunk_offset = map.next_value()?,
                 Key::ChunkSize => entry.chunk_size = map.next_value()?,
                 Key::ChunkDigest => entry.chunk_digest = text(&mut map)?,
+                Key::Unread => entry.unread = map.next_value()?,
                 Key::Unknown => _ = map.next_value::<Unknown>()?,
             }
         }

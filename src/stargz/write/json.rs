@@ -13,6 +13,7 @@ use super::error::Unsuitable;
 use super::names::shown;
 use super::scan::{Entry, Kind};
 use crate::oci::Digest;
+use crate::stargz::UNREAD;
 
 const SECONDS_A_DAY: i64 = 86_400;
 
@@ -62,6 +63,12 @@ pub(super) fn chunk_head(entry: &Entry, out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"name\":");
     text(&entry.name, out);
     out.extend_from_slice(b",\"type\":\"chunk\"");
+}
+
+/// Appends that a chunk before the landmark is not read by what reads the others: a key of our own,
+/// which other readers of the format pass over.
+pub(super) fn unread(out: &mut Vec<u8>) {
+    append(out, format_args!(",\"{UNREAD}\":true"));
 }
 
 /// Appends where a piece of data is and what it hashes to. A file in one piece needs no more.

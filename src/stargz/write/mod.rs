@@ -34,7 +34,7 @@ use flate2::bufread::MultiGzDecoder;
 pub use self::error::{Error, Unsuitable};
 pub use self::prefetch::Prefetch;
 
-use self::plan::Planner;
+use self::plan::{Chosen, Planner};
 use self::scan::Scanner;
 use self::sink::Sink;
 use crate::oci::{Digest, Hasher};
@@ -109,14 +109,15 @@ pub fn write(
         &mut |pool| {
             let mut planner = Planner::new(pool);
             if let Some(selection) = &selection {
-                let mut tar = Scanner::new(tar_of(input, &|_| {})?);
-                planner.add_tar(&mut tar, Some((selection, true)))?;
+                let first = selection.extract(&mut Scanner::new(tar_of(input, &|_| {})?))?;
+                first.for_each(&mut |entry| planner.add_tar(entry, Chosen::First(selection)))?;
                 planner.add_landmark(own::PREFETCH)?;
             } else {
                 planner.add_landmark(own::NO_PREFETCH)?;
             }
             let mut tar = Scanner::new(BufReader::new(Hashing::new(tar_of(input, progress)?)));
-            planner.add_tar(&mut tar, selection.as_ref().map(|chosen| (chosen, false)))?;
+            let chosen = selection.as_ref().map_or(Chosen::All, Chosen::Rest);
+            planner.add_tar(&mut tar, chosen)?;
             let mut rest = tar.into_rest();
             io::copy(&mut rest, &mut io::sink()).map_err(Error::Input)?;
             Ok((planner.finish()?, rest.into_inner().hash.finish()))

@@ -26,6 +26,16 @@ const HEADERS: usize = 1 << 20;
 /// Appends the next bytes of an entry's data: so many, to that.
 type ReadData<'a> = dyn FnMut(u64, &mut Vec<u8>) -> Result<(), Error> + 'a;
 
+/// Which entries of a tar are added.
+#[derive(Clone, Copy)]
+pub(super) enum Chosen<'a> {
+    All,
+    /// All: they are what comes before the landmark.
+    First(&'a Selection),
+    /// Those that did not.
+    Rest(&'a Selection),
+}
+
 /// Makes members from the entries of a tar, and checks that a TOC can list them.
 pub(super) struct Planner<'a> {
     pool: &'a Pool,
@@ -45,12 +55,12 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Adds the entries of one tar: all, or those that are (`first`) or are not in a selection.
-    /// The format's own entries, which a converted layer has already, are left out.
+    /// Adds the entries of one tar. The format's own entries, which a converted layer has already,
+    /// are left out.
     pub(super) fn add_tar<R: Read>(
         &mut self,
         tar: &mut Scanner<R>,
-        selection: Option<(&Selection, bool)>,
+        chosen: Chosen<'_>,
     ) -> Result<(), Error> {
         loop {
             let headers = self.member.raw.len();
@@ -61,19 +71,19 @@ impl<'a> Planner<'a> {
             if let Some(name) = own::reserved(&entry) {
                 self.member.raw.truncate(headers);
                 self.drop_own(tar, &entry, name)?;
-            } else if selection.is_some_and(|(chosen, first)| chosen.has(&entry) != first) {
+            } else if matches!(chosen, Chosen::Rest(selection) if selection.has(&entry)) {
                 self.member.raw.truncate(headers);
                 tar.skip(entry.size)?;
                 self.drop_padding(tar, entry.size)?;
             } else {
                 self.names.add(&entry)?;
-                self.add(&entry, &mut |len, raw| tar.data(len, raw))?;
+                self.add(&entry, chosen, &mut |len, raw| tar.data(len, raw))?;
                 tar.padding(entry.size, &mut self.member.raw)?;
             }
         }
     }
 
-    /// Adds a landmark.
+    /// Adds a landmark. Its data begins a member of its own: nodes fetch what comes before its member.
     pub(super) fn add_landmark(&mut self, name: &'static str) -> Result<(), Error> {
         let header = own::header(name, 1);
         self.member.raw.extend_from_slice(&header);
@@ -86,7 +96,8 @@ impl<'a> Planner<'a> {
             Ok(())
         };
         self.names.add(&entry)?;
-        self.add(&entry, &mut data)?;
+        self.shared = false;
+        self.add(&entry, Chosen::All, &mut data)?;
         tar.padding(entry.size, &mut self.member.raw)
     }
 
@@ -97,7 +108,12 @@ impl<'a> Planner<'a> {
     }
 
     /// Adds an entry whose headers are in the member; `read` appends the next bytes of its data.
-    fn add(&mut self, entry: &Entry, read: &mut ReadData<'_>) -> Result<(), Error> {
+    fn add(
+        &mut self,
+        entry: &Entry,
+        chosen: Chosen<'_>,
+        read: &mut ReadData<'_>,
+    ) -> Result<(), Error> {
         if entry.size == 0 {
             json::head(entry, &mut self.member.json)?;
             self.end_line(None);
@@ -113,6 +129,9 @@ impl<'a> Planner<'a> {
             match at {
                 0 => json::head(entry, &mut self.member.json)?,
                 _ => json::chunk_head(entry, &mut self.member.json),
+            }
+            if matches!(chosen, Chosen::First(selection) if !selection.reads(entry, at..at + len)) {
+                json::unread(&mut self.member.json);
             }
             let inner = self.member.raw.len();
             read(len, &mut self.member.raw)?;

@@ -368,6 +368,7 @@ fn chunk(offset: u64, inner: u64, at: u64, size: u32) -> Chunk {
         at,
         size,
         digest,
+        unread: false,
     }
 }
 
@@ -379,7 +380,7 @@ fn content_is_found_by_file_chunk_and_member() {
         chunk(900, 5, 30, 7),
     ];
     let mut unproven = chunk(900, 0, 0, 5);
-    unproven.digest = None;
+    (unproven.digest, unproven.unread) = (None, true);
     let small = [unproven];
     let index = index(&[
         entry(
@@ -418,6 +419,8 @@ fn content_is_found_by_file_chunk_and_member() {
     assert!(matches!(unproven.proof, Proof::Unverified(_)));
     assert_eq!(unproven.size, 5);
     assert_eq!(index.chunk(ChunkId(4)), None);
+    let unread: Vec<_> = (0..5).filter(|id| index.is_unread(ChunkId(*id))).collect();
+    assert_eq!(unread, [3]);
 
     let Kind::File { size, chunks } = at(&index, "/big").unwrap().kind else {
         panic!();
@@ -440,4 +443,33 @@ fn content_is_found_by_file_chunk_and_member() {
         assert_eq!(parts, expected, "{offset} {len}");
     }
     assert!(index.parts(&chunks, 30, 8, &mut |_| ()).is_err());
+}
+
+#[test]
+fn chunks_are_found_by_the_bytes_they_have() {
+    let big = [
+        chunk(100, 0, 0, 10),
+        chunk(500, 0, 10, 20),
+        chunk(900, 5, 30, 7),
+    ];
+    let kind = EntryKind::File {
+        size: 37,
+        chunks: &big,
+    };
+    let index = index(&[entry("big", kind)]);
+    let chunks = 0..3;
+    for (bytes, expected) in [
+        (0..37, &[(0, 10), (1, 20), (2, 7)][..]),
+        (9..10, &[(0, 10)]),
+        (10..31, &[(1, 20), (2, 7)]),
+        (12..12, &[(1, 20)]),
+        (37..99, &[]),
+    ] {
+        let mut found = Vec::new();
+        let mut note = |chunk: ChunkId, size| found.push((chunk.0, size));
+        index
+            .each_chunk_in(&chunks, bytes.clone(), &mut note)
+            .unwrap();
+        assert_eq!(found, expected, "{bytes:?}");
+    }
 }

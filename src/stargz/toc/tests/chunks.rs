@@ -20,6 +20,7 @@ fn chunks_are_gathered_into_their_file() {
         at,
         size,
         digest,
+        unread: false,
     };
     for (list, expected) in [
         (file(r#""offset":999"#, &[]), vec![chunk(999, 0, 0, 10)]),
