@@ -128,28 +128,26 @@ fn only_metrics_are_told(socket: &Path) {
     assert!(asked(&["-X", "POST", "http://crfs/metrics"]).starts_with("405"));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_address_that_is_taken_is_an_error_that_names_it() {
+#[test]
+fn an_address_that_is_taken_stops_nothing_and_is_had_later() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let dir = tempfile::tempdir().unwrap();
-    fs::write(
-        dir.path().join("crfs.toml"),
-        format!("[metrics]\naddress = \"{address}\"\n"),
-    )
-    .unwrap();
-    let flags = Serve::flags(dir.path());
-    let mut crfs = Command::new(bed::CRFS);
-    let done = crfs
-        .args(["serve", "--no-keeper"])
-        .args(flags)
-        .output()
-        .unwrap();
-    let error = String::from_utf8_lossy(&done.stderr);
-    assert!(
-        !done.status.success() && error.contains(&address),
-        "{error}"
-    );
+    let config = format!("[metrics]\naddress = \"{address}\"\n");
+    let daemon = Serve::start(dir.path(), &config, &[]);
+    let told = |log: &str| {
+        let mut lines = log.lines();
+        lines.any(|line| line.contains("ERROR") && line.contains(&address))
+    };
+    bed::wait_for("the log to name the address", 5, || told(&daemon.log()));
+    drop(taken);
+    bed::wait_for("metrics", 20, || {
+        let mut curl = Command::new("curl");
+        let url = format!("http://{address}/metrics");
+        curl.args(["-sS", "--noproxy", "*", "--max-time", "5", &url]);
+        let text = curl.output().unwrap().stdout;
+        String::from_utf8_lossy(&text).contains("crfs_mounts 0")
+    });
 }
 
 /// A Prometheus of its own; killed when dropped.

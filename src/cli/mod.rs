@@ -6,6 +6,8 @@
 mod ask;
 mod config;
 mod convert;
+#[cfg(test)]
+mod docs_tests;
 mod doctor;
 mod fsck;
 mod layers;

@@ -52,6 +52,9 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// Mounts taken over side by side.
 const AT_ONCE: usize = 16;
 
+/// Pause before an address for metrics is tried again.
+const METRICS_RETRY: Duration = Duration::from_secs(5);
+
 /// How often the line about the daemon's health is brought up to date.
 const HEALTH: Duration = Duration::from_secs(1);
 
@@ -85,14 +88,6 @@ pub enum Error {
     /// The server gave up.
     #[error("serving: {0}")]
     Serve(#[from] service::ServeError),
-    /// Metrics cannot be served.
-    #[error("[metrics] address {address} cannot be listened on: {source}")]
-    Metrics {
-        /// Where.
-        address: metrics::Address,
-        /// What the system said.
-        source: io::Error,
-    },
     /// `CRFS_CRASH_AT` is set and malformed.
     #[error("{0}")]
     Fault(String),
@@ -144,7 +139,9 @@ async fn serve(config: Config, reread: Reread, root: Root, held: &Arc<Held>) -> 
     })?;
     front::note_address(&config.root, &config.address);
     let node = Node::new(snapshotter.clone(), Arc::clone(&layers));
-    serve_metrics(&config.metrics, &node).await?;
+    if let Some(address) = config.metrics.address.clone() {
+        tokio::spawn(serve_metrics(address, node.clone()));
+    }
     let incoming = service::socket::incoming(listener).map_err(Error::Setup)?;
     let proxy = Proxy::start(&config.cri, pulls(pulled, &snapshotter))?;
     tracing::info!(
@@ -196,25 +193,29 @@ async fn serve(config: Config, reread: Reread, root: Root, held: &Arc<Held>) -> 
     saved.map_err(|error| Error::Setup(io::Error::other(error)))
 }
 
-/// Serves metrics where the configuration says so.
-async fn serve_metrics(config: &metrics::Config, node: &Node) -> Result<(), Error> {
-    let listener = match &config.address {
-        None => return Ok(()),
-        Some(address @ metrics::Address::Tcp(ip)) => {
-            let bound = TcpListener::bind(ip).await;
-            Listener::Tcp(bound.map_err(|source| Error::Metrics {
-                address: address.clone(),
-                source,
-            })?)
+/// Serves metrics for ever. An address that cannot be had, as after a restart that somebody used to take
+/// it, is tried again: containers do not wait for anybody's metrics.
+async fn serve_metrics(address: metrics::Address, node: Node) {
+    loop {
+        match metrics_listener(&address).await {
+            Ok(listener) => return metrics::serve(listener, node).await,
+            Err(error) => tracing::error!(%address, %error, "metrics cannot be served yet"),
         }
-        Some(metrics::Address::Unix(path)) => {
+        tokio::time::sleep(METRICS_RETRY).await;
+    }
+}
+
+async fn metrics_listener(address: &metrics::Address) -> Result<Listener, Error> {
+    Ok(match address {
+        metrics::Address::Tcp(ip) => {
+            Listener::Tcp(TcpListener::bind(ip).await.map_err(Error::Setup)?)
+        }
+        metrics::Address::Unix(path) => {
             let listener = service::socket::bind(path)?;
             listener.set_nonblocking(true).map_err(Error::Setup)?;
             Listener::Unix(UnixListener::from_std(listener).map_err(Error::Setup)?)
         }
-    };
-    tokio::spawn(metrics::serve(listener, node.clone()));
-    Ok(())
+    })
 }
 
 /// Serves what a predecessor left, before anything that can be slow: containers wait for it.
