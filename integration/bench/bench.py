@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -61,11 +62,12 @@ class Bench:
     def cold_starts(self, registry, image, layout):
         """Alternating runs of all ways of one image."""
         ways, mine = [cold.OVERLAYFS, cold.CRFS, cold.LEAN], []
-        if image.profile and self.profiled(registry, image, layout):
-            ways.append(cold.PROFILED)
+        profiles = self.profiled(registry, image, layout) if image.profile else None
+        if profiles:
+            ways += [cold.PROFILED, cold.KNOWING]
         for number in range(self.args.runs):
             for way in ways:
-                one = cold.cold_start(self.folder("n"), registry, image, way)
+                one = cold.cold_start(self.folder("n"), registry, image, way, profiles=profiles)
                 say(f"   {image.name} {number + 1}/{self.args.runs} {way.name}: {one['total']:.2f} s, second {one['second']:.2f} s")
                 mine.append(one)
         if len({one["said"] for one in mine}) != 1:
@@ -101,11 +103,11 @@ class Bench:
             report.save(self.args.save, self.args.how, f"{rtt:g} ms, {mbit:g} Mbit/s", self.sections, self.runs)
 
     def profiled(self, registry, image, layout):
-        """Converts the image once more, laid out by the profile that a start of it recorded."""
+        """Converts the image once more, laid out by the profile that a start of it recorded; gives the folder of that profile."""
         if subprocess.run([self.args.crfs, "profile", "--help"], capture_output=True, check=False).returncode:
             say("   this crfs has no profiles")
-            return False
-        file = self.folder("p") + ".txt"
+            return None
+        file, profiles = self.folder("p") + ".txt", self.folder("s")
 
         def record(node):
             command = [self.args.crfs, "profile", f"{registry.address}/bench/{image.name}:lazy", "--root", node.values["CRFS_ROOT"]]
@@ -120,12 +122,13 @@ class Bench:
                         raise
             with open(file, "w", encoding="utf-8") as out:
                 out.write(text)
+            shutil.copytree(os.path.join(node.values["CRFS_ROOT"], "profiles"), profiles)
 
         cold.cold_start(self.folder("n"), registry, image, cold.LEAN, record)
         registry.link(0, 0)
         registry.convert(self.args.crfs, layout, f"bench/{image.name}:profiled", file)
         registry.link(*self.link)
-        return True
+        return profiles
 
 
 def main():

@@ -22,12 +22,14 @@ class Way:
     snapshotter: str
     tag: str
     config: str = ""
+    knows: bool = False  # whether the node has started the image before: it has its profile, and nothing else of it
 
 
 OVERLAYFS = Way("overlayfs", "overlayfs", "plain")
 CRFS = Way("crfs", "crfs", "lazy")
 LEAN = Way("crfs, background off", "crfs", "lazy", "[fetch]\nbackground = false\n")
 PROFILED = Way("crfs, with profile", "crfs", "profiled")
+KNOWING = Way("crfs, started here before", "crfs", "lazy", knows=True)
 
 
 def seconds_until_output(command):
@@ -53,17 +55,18 @@ def read(file):
         return text.read()
 
 
-def cold_start(folder, registry, image, way, inspect=None, sample=None):
+def cold_start(folder, registry, image, way, inspect=None, sample=None, profiles=None):
     """One run of one way on a node of its own.
 
-    `inspect(node)` is called before the node ends; `sample` is a file for a profile of crfs's stacks.
+    `inspect(node)` is called before the node ends; `sample` is a file for a profile of crfs's stacks; `profiles` is the folder
+    of start profiles of another node, for a way that knows the image.
     """
     reference = f"{registry.address}/bench/{image.name}:{way.tag}"
     lazy = way.snapshotter == "crfs"
     with disk.fresh(folder):
         try:
             config = f'{way.config}[registry]\nplain_http = ["{registry.address}"]\n'
-            with Node(folder, config, crfs=lazy) as node:
+            with Node(folder, config, crfs=lazy, profiles=profiles if way.knows else None) as node:
                 times = timed(node, registry, reference, image.command, way, sample)
                 if inspect:
                     inspect(node)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -122,8 +123,10 @@ class Registry(Script):
 class Node(Script):
     """A fresh containerd and a fresh crfs."""
 
-    def __init__(self, folder, config, crfs=True):
+    def __init__(self, folder, config, crfs=True, profiles=None):
         os.makedirs(os.path.join(folder, "node"), exist_ok=True)
+        if profiles:
+            shutil.copytree(profiles, os.path.join(folder, "node", "crfs", "profiles"))
         with open(os.path.join(folder, "node", "crfs.toml"), "w", encoding="utf-8") as file:
             file.write(config)
         super().__init__(folder, "--only", "node", *([] if crfs else ["--no-crfs"]))

@@ -43,9 +43,14 @@ const MAX_REQUEST: u32 = 1 << 20;
 /// Each may wait for a network round trip; fuser's default of 16 is for local disks.
 const MAX_BACKGROUND: u16 = 64;
 
+/// Files and folders of the largest layer whose folders are listed with attributes (READDIRPLUS). The
+/// kernel then makes an inode of every entry: that spares whoever reads the files a LOOKUP of each, and
+/// costs whoever only looks for names 3 us and 1.2 KB for each. Measured (`find` over 500,000 names, cold):
+/// 3.6 s with, 0.8 s without.
+const PLUS_AT_MOST: u32 = 100_000;
+
 /// What the kernel is asked for, as far as it can do it.
 const WANTED: InitFlags = InitFlags::FUSE_PARALLEL_DIROPS
-    .union(InitFlags::FUSE_DO_READDIRPLUS)
     .union(InitFlags::FUSE_CACHE_SYMLINKS)
     // No file handles: overlayfs (xino, metacopy, index or redirect on) would keep them as the
     // origin of copied-up files. When the kernel has forgotten the inode, what it opens by such a
@@ -155,6 +160,9 @@ impl fuser::Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         let can = config.capabilities();
         let mut wanted = WANTED;
+        if self.fs.index().summary().inodes <= PLUS_AT_MOST {
+            wanted |= InitFlags::FUSE_DO_READDIRPLUS;
+        }
         if self.fs.index().has_acl() {
             // The kernel then enforces the ACLs; without any it need not ask for them.
             wanted |= InitFlags::FUSE_POSIX_ACL;
