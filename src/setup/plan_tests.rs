@@ -144,6 +144,6 @@ fn pods_get_crfs_by_the_section_of_the_file_s_version() {
         plan(&Bed::new(None, (1, 6)).wish),
         Err(Error::TooOld(1, 6))
     ));
-    let odd = Bed::new(Some("version = 3\nproxy_plugins = 7\n"), (2, 1));
+    let odd = Bed::new(Some("version = 3\n[proxy_plugins]\ncrfs = 7\n"), (2, 1));
     assert!(plan(&odd.wish).is_err());
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::process::Command;
 
 use crate::convert;
+use crate::layer::Reason;
 use crate::report::api;
 use crate::service::control::{self, Client};
 use crate::setup::sample::{self, Registry};
@@ -109,6 +110,7 @@ async fn try_image(
         platform,
         image,
     ];
+    let before = client.status().await?;
     trial.ctr(&pull).await?;
     let told = client.why(image.to_owned()).await?;
     let layers = told
@@ -125,6 +127,13 @@ async fn try_image(
         });
     }
     if layers.is_empty() {
+        if let Some(reason) = new_reason(&before, &client.status().await?) {
+            return Err(Error::NotLazy {
+                reason: reason.name().to_owned(),
+                why: "containerd did not name the image to crfs".to_owned(),
+                remedy: reason.remedy().to_owned(),
+            });
+        }
         let why =
             "crfs was offered no layer of it: containerd has unpacked it elsewhere".to_owned();
         return Err(Error::Content(why));
@@ -149,6 +158,17 @@ async fn try_image(
         Ok(Err(error)) => Err(Error::Content(error.to_string())),
         Err(error) => Err(Error::Content(error.to_string())),
     }
+}
+
+/// Why a layer was refused between two looks.
+fn new_reason(before: &api::StatusReply, after: &api::StatusReply) -> Option<Reason> {
+    let count = |status: &api::StatusReply, reason: Reason| {
+        let answers = status.answers.iter().flat_map(|answers| &answers.not_lazy);
+        let mut counts = answers.filter(|count| count.name == reason.name());
+        counts.next().map_or(0, |count| count.count)
+    };
+    let mut all = Reason::ALL.into_iter();
+    all.find(|reason| count(after, *reason) > count(before, *reason))
 }
 
 impl Trial {
