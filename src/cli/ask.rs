@@ -23,15 +23,18 @@ pub(super) struct Which {
 }
 
 impl Which {
-    /// Its root folder and its socket.
+    /// Its root folder and its socket. The configuration is read only where it is needed: a broken one
+    /// must not keep anybody from asking.
     pub(super) fn find(&self) -> Result<(PathBuf, PathBuf), Box<dyn std::error::Error>> {
-        let config = match (&self.root, &self.address) {
-            (Some(_), Some(_)) => Config::default(),
-            _ => Config::load(self.config.as_deref())?,
+        let root = match &self.root {
+            Some(root) => root.clone(),
+            None => Config::load(self.config.as_deref())?.root,
         };
-        let root = self.root.clone().unwrap_or(config.root);
-        let noted = || daemon::address(&root).unwrap_or(config.address);
-        let socket = self.address.clone().unwrap_or_else(noted);
+        let noted = self.address.clone().or_else(|| daemon::address(&root));
+        let socket = match noted {
+            Some(socket) => socket,
+            None => Config::load(self.config.as_deref())?.address,
+        };
         Ok((root, socket))
     }
 
