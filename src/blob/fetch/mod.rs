@@ -23,6 +23,8 @@ mod stream;
 mod tally;
 
 #[cfg(test)]
+mod once_tests;
+#[cfg(test)]
 mod plan_tests;
 #[cfg(test)]
 mod tests;
