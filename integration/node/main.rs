@@ -34,6 +34,10 @@ mod lazy_run;
 mod many_files;
 mod many_layers;
 mod mixed;
+mod operator;
+mod operator_config;
+mod operator_metrics;
+mod operator_setup;
 #[path = "../../src/registry/testing_pki.rs"]
 mod pki;
 mod profile;

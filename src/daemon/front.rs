@@ -2,8 +2,10 @@
 //!
 //! The daemon itself runs under a keeper ([`crate::keeper`]), or under systemd, which is one too.
 
+use std::ffi::OsString;
 use std::io;
-use std::path::Path;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::config::Config;
@@ -13,6 +15,9 @@ use crate::keeper::{self, Attach, Folder, Program};
 use crate::layer;
 use crate::overlay::{Mounter as _, System};
 use crate::store::{self, Root};
+
+/// File in the root folder that names the socket.
+const ADDRESS: &str = "server.address";
 
 /// How a server came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,6 +120,21 @@ pub fn status(root: &Path) -> Result<String, Error> {
     };
     let service = Service::of(&pid).map(|service| service.describe());
     Ok(format!("pid {pid}\n{}", service.unwrap_or_default()))
+}
+
+/// The socket that the daemon of a root folder serves on, or did last; `None` if none ever did.
+#[must_use]
+pub fn address(root: &Path) -> Option<PathBuf> {
+    let noted = std::fs::read(root.join(ADDRESS)).ok()?;
+    Some(PathBuf::from(OsString::from_vec(noted)))
+}
+
+/// Notes the socket, for who knows the root folder alone.
+pub(super) fn note_address(root: &Path, address: &Path) {
+    let noted = store::files::replace(&root.join(ADDRESS), address.as_os_str().as_bytes());
+    if let Err(error) = noted {
+        tracing::warn!(%error, "crfs status and the like will need --address");
+    }
 }
 
 /// The process that has the root folder, if one has.

@@ -25,6 +25,7 @@ use crate::fs::fuse::Adapter;
 use crate::fs::index::Summary;
 use crate::fs::kept::{self, Device};
 use crate::fs::opens::Opens;
+use crate::fs::tally::Tally;
 use crate::fs::{LayerFs, adopt, memory};
 use crate::overlay::DeviceId;
 
@@ -59,6 +60,8 @@ pub struct ServeOptions {
     /// The kernel's read-ahead on this mount in bytes, and with it the size of requests; `None`
     /// leaves the kernel's 128 KiB.
     pub read_ahead: Option<u32>,
+    /// What all mounts together have done.
+    pub tally: Tally,
 }
 
 /// Whether OPEN is answered.
@@ -119,6 +122,7 @@ impl ServeOptions {
             passthrough: true,
             resend: true,
             read_ahead: Some(1 << 20),
+            tally: Tally::default(),
         }
     }
 
@@ -172,6 +176,12 @@ impl Served {
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.counters.get()
+    }
+
+    /// How long ago the last read came that the kernel did not answer itself; `None` if none has.
+    #[must_use]
+    pub fn since_last_read(&self) -> Option<Duration> {
+        self.counters.since_last_read()
     }
 
     /// How far its threads are.
@@ -252,7 +262,7 @@ pub fn serve(
 ) -> Result<Served, ServeError> {
     memory::settle();
     let layer = *fs.index().blob();
-    let counters = Arc::new(Counters::default());
+    let counters = options.tally.enter();
     let adapter = Adapter {
         pass_through: options.passes_through(&fs.index().summary()),
         opens: Opens::new(device, &fs),

@@ -19,7 +19,10 @@
 mod content;
 mod detached;
 mod pulse;
+mod report;
 mod starts;
+
+pub use report::{Judged, MountReport, Sums};
 
 use std::collections::HashMap;
 use std::io;
@@ -373,7 +376,7 @@ impl Layers for LiveLayers {
         image: &'a Reference,
     ) -> BoxFuture<'a, Result<Vec<Digest>, NotLazy>> {
         async move {
-            let manifest = images::manifest_of(&self.parts.client, image).await?;
+            let (_, manifest) = images::manifest_of(&self.parts.client, image).await?;
             Ok(manifest.layers.iter().map(|layer| layer.digest).collect())
         }
         .boxed()
