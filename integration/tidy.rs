@@ -10,34 +10,40 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules by rank, lowest first. A module names only modules of lower rank.
-const RANKS: [&[&str]; 10] = [
+const RANKS: [&[&str]; 12] = [
     &["oci"],
     &["keeper", "overlay", "registry", "stargz", "store"],
     &["blob"],
     &["fs"],
     &["layer"],
     &["snapshotter"],
-    &["convert", "cri", "service", "telemetry"],
+    &["report"],
+    &["convert", "cri", "metrics", "service", "telemetry"],
     &["config"],
     &["daemon"],
+    &["setup"],
     &["cli"],
 ];
 
 /// Crates that only certain modules may name.
-const CONFINED: [(&str, &[&str]); 15] = [
+const CONFINED: [(&str, &[&str]); 19] = [
     ("clap", &["cli"]),
     ("containerd_snapshots", &["service"]),
     ("flate2", &["stargz"]),
     ("fuser", &["fs"]),
-    ("hyper", &["cri"]),
+    ("hyper", &["cri", "metrics", "setup"]),
     ("indicatif", &["cli"]),
+    ("prometheus_client", &["metrics"]),
     ("reqwest", &["registry"]),
     ("ring", &["registry"]),
     ("serde_saphyr", &["registry"]),
     ("sha2", &["oci"]),
+    ("similar", &["setup"]),
     ("sled", &["store"]),
+    ("strsim", &["config"]),
     ("tar", &["stargz"]),
-    ("toml", &["config", "registry"]),
+    ("toml", &["config", "registry", "setup"]),
+    ("toml_edit", &["setup"]),
     ("tonic", &["service"]),
     ("tracing_subscriber", &["telemetry"]),
 ];

@@ -2,5 +2,16 @@
 
 fn main() -> std::io::Result<()> {
     println!("cargo:rerun-if-changed=proto");
-    prost_build::compile_protos(&["proto/cri.proto"], &["proto"])
+    prost_build::compile_protos(&["proto/cri.proto"], &["proto"])?;
+    // The messages are plain data for everybody, the service is for `service` alone.
+    prost_build::Config::new()
+        .type_attribute(".", "#[derive(serde::Serialize)]")
+        .compile_protos(&["proto/control.proto"], &["proto"])?;
+    let services = std::path::PathBuf::from(std::env::var("OUT_DIR").unwrap_or_default());
+    let services = services.join("services");
+    std::fs::create_dir_all(&services)?;
+    tonic_build::configure()
+        .out_dir(services)
+        .extern_path(".crfs.control.v1", "crate::report::api")
+        .compile(&["proto/control.proto"], &["proto"])
 }

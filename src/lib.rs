@@ -23,13 +23,18 @@ pub mod layer;
 
 pub mod snapshotter;
 
+pub mod report;
+
 pub mod convert;
 pub mod cri;
+pub mod metrics;
 pub mod service;
 
 pub mod config;
 pub mod telemetry;
 
 pub mod daemon;
+
+pub mod setup;
 
 pub mod cli;

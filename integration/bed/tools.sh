@@ -63,6 +63,12 @@ go_find() {
 	return 1
 }
 
+# prometheus_find: Prometheus, as installed or from its package. Sets prometheus_bin or dies.
+prometheus_find() {
+	tools_private prometheus_bin prometheus prometheus
+	[ -x "$prometheus_bin" ]
+}
+
 crictl_module=v1.34.0
 
 # crictl_find: a client of the CRI: as installed, or built once from its Go module. Sets crictl_bin or dies.

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Lines, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 
@@ -240,6 +241,13 @@ pub fn crfs_refuses(arguments: &[&str]) -> String {
         .unwrap();
     assert!(!done.status.success(), "crfs {arguments:?}: {done:?}");
     String::from_utf8_lossy(&done.stderr).into_owned()
+}
+
+/// A program at `path` that says it is crfs, and serves nothing.
+pub fn crfs_that_fails(path: &Path) {
+    let script = format!("#!/bin/sh\n[ \"$1\" != --version ] || exec '{CRFS}' --version\nexit 1\n");
+    fs::write(path, script).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 /// The image of an OCI layout with `count` more layers of files on top, below `data/`; in `out`.

@@ -47,7 +47,8 @@ fn refused(arguments: &[&str], code: i32, words: &[&str]) {
 #[test]
 fn every_subcommand_explains_itself() {
     for name in [
-        "", "serve", "status", "stop", "upgrade", "convert", "mount", "fsck",
+        "", "serve", "status", "why", "layers", "top", "stop", "upgrade", "convert", "mount",
+        "fsck", "config", "doctor", "setup",
     ] {
         let arguments: Vec<_> = [name, "--help"]
             .into_iter()
@@ -61,7 +62,10 @@ fn every_subcommand_explains_itself() {
             .1;
         assert!(examples.contains(&format!("crfs {name}")), "{stdout}");
         if name.is_empty() {
-            for command in ["serve", "stop", "upgrade", "convert", "mount", "fsck"] {
+            for command in [
+                "serve", "why", "layers", "top", "stop", "upgrade", "convert", "mount", "fsck",
+                "config", "doctor", "setup",
+            ] {
                 assert!(
                     stdout.contains(&format!("\n  {command} ")),
                     "{command}: {stdout}"

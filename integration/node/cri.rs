@@ -4,7 +4,10 @@
 //! there is no CNI in a bed, and none is needed for what crfs does.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -29,6 +32,43 @@ fn a_pod_is_pulled_and_run_lazily_by_the_transfer_service() {
 #[test]
 fn a_pod_is_pulled_and_run_lazily_by_the_cri_itself() {
     pulled_and_run("annotations");
+}
+
+#[test]
+fn calls_wait_for_the_next_daemon() {
+    let Some(mut bed) = bed_with_cri(PROXIED, "transfer") else {
+        return;
+    };
+    let pause = bed.convert(&bed::image("pause"), "pause:lazy");
+    bed.crictl(&["pull", &pause]);
+    for _ in 0..10 {
+        // Not one call may be turned away: no other is tried here.
+        bed.tell("crfs crash");
+        bed.crictl(&["images"]);
+    }
+    bed.tell("crfs stop");
+    let mut call = Command::new(bed.value("CRICTL"))
+        .arg("images")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(call.try_wait().unwrap().is_none(), "nobody can answer yet");
+    bed.tell("crfs start");
+    let done = call.wait_with_output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+    assert!(String::from_utf8_lossy(&done.stdout).contains("pause"));
+    // A daemon that is to serve no proxy lets nobody wait.
+    bed.tell("crfs stop");
+    let config = bed.folder().join("node/crfs.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("listen = ", "#")).unwrap();
+    bed.tell("crfs start");
+    bed::wait_for("the socket to be closed", 10, || {
+        let refused = UnixStream::connect(bed.folder().join("node/cri.sock")).err();
+        refused.is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+    });
 }
 
 fn pulled_and_run(way: &str) {

@@ -42,7 +42,8 @@ fn layer(folder: &Path, number: usize) -> Written {
     written
 }
 
-fn image(bed: &Bed, count: usize) -> Image {
+/// An image of so many layers, each with as many files as the others.
+pub fn image(bed: &Bed, count: usize) -> Image {
     let layout = bed.folder().join("layout");
     fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
     let layers: Vec<_> = (0..count).map(|number| layer(&layout, number)).collect();

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crfs::layer::{LayerRecord, LayerUsage, Layers, NotLazy};
+use crfs::layer::{LayerRecord, LayerUsage, Layers, NotLazy, Reason};
 use crfs::oci::{Digest, LayerLabels};
 use crfs::overlay::options::Features;
 use crfs::service::{server, socket};
@@ -141,7 +141,10 @@ impl Layers for Tmpfs {
     ) -> BoxFuture<'a, Result<(), NotLazy>> {
         async move {
             if record.image.contains("broken") {
-                return Err(NotLazy::Registry("it is down".to_owned()));
+                return Err(NotLazy::Registry {
+                    reason: Reason::Unreachable,
+                    why: "it is down".to_owned(),
+                });
             }
             Self::unmount_at(target).map_err(|error| NotLazy::Local(error.to_string()))?;
             self.mount_at(target)

@@ -57,6 +57,11 @@ fn containers_read_on_while_the_server_is_replaced_and_the_keeper_killed() {
             pause();
         }
         let why = bed::crfs_refuses(&["upgrade", "/bin/false", "--root", &root]);
+        assert!(why.contains("is no crfs"), "{why}");
+        assert_eq!(node.server(), Some(server), "nobody had to wait for that");
+        let bad = node.bed.folder().join("crfs-bad");
+        bed::crfs_that_fails(&bad);
+        let why = bed::crfs_refuses(&["upgrade", bad.to_str().unwrap(), "--root", &root]);
         assert!(why.contains("back to the old"), "{why}");
         bed::wait_for("the old one", 20, || {
             bed::crfs(&["status", "--root", &root]).contains("ready")

@@ -173,17 +173,22 @@ fn start(folder: &Path, more: &[&str]) -> Duration {
 #[test]
 fn a_keeper_costs_next_to_nothing_at_a_start() {
     let folder = tempfile::tempdir().unwrap();
-    let median = |more: &[&str]| {
-        let mut times: Vec<_> = (0..15).map(|_| start(folder.path(), more)).collect();
-        times.sort();
-        times[times.len() / 2]
-    };
-    let (alone, kept) = (median(&["--no-keeper"]), median(&[]));
+    // In turn, so that whatever else the machine does is the same for both.
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..15 {
+        for (times, more) in times.iter_mut().zip([&["--no-keeper"][..], &[]]) {
+            times.push(start(folder.path(), more));
+        }
+    }
+    times.iter_mut().for_each(|times| times.sort());
+    let [alone, kept] = times;
     println!(
-        "crfs serve takes calls after {alone:.1?} without and {kept:.1?} with a keeper (median of 15)"
+        "crfs serve takes calls after {:.1?} without and {:.1?} with a keeper (median of 15; least {:.1?}, {:.1?})",
+        alone[7], kept[7], alone[0], kept[0]
     );
+    // Two programs' starts more, and some messages: a few milliseconds where nobody else is busy.
     assert!(
-        kept < alone + Duration::from_millis(100),
+        kept[7] < alone[7] + Duration::from_millis(30),
         "{alone:?} {kept:?}"
     );
 }

@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::bed::{self, Bed};
 use crate::fs_passthrough::noise;
 use crate::lazy_run::lazy_roots;
+use crate::takeover_rig::kernel_passes_through;
 
 fn server(bed: &Bed) -> Option<Pid> {
     let pid = fs::read_to_string(bed.crfs_root().join("server.pid")).ok()?;
@@ -52,9 +53,9 @@ fn whole(path: &Path) -> Vec<u8> {
     bytes
 }
 
-#[test]
-fn a_file_passed_through_is_opened_again_by_the_next_server() {
-    let mut bed = Bed::up("", &[]);
+/// A node with this configuration, and a layer of one large file: its bytes, and where it is.
+fn large_file(config: &str) -> (Bed, Vec<u8>, PathBuf) {
+    let bed = Bed::up(config, &[]);
     let bytes = noise(3, 24 << 20);
     let folder = bed.folder().join("large");
     fs::create_dir(&folder).unwrap();
@@ -72,6 +73,15 @@ fn a_file_passed_through_is_opened_again_by_the_next_server() {
     let image = bed.convert(&layout, "large:lazy");
     bed.pull("crfs", &image);
     let path = lazy_roots(&bed.crfs_root()).remove(0).join("model.bin");
+    (bed, bytes, path)
+}
+
+#[test]
+fn a_file_passed_through_is_opened_again_by_the_next_server() {
+    if !kernel_passes_through() {
+        return;
+    }
+    let (mut bed, bytes, path) = large_file("");
     // The first open may still be by READ: the rest is fetched while it is read.
     assert!(whole(&path) == bytes);
     let mut held = File::open(&path).unwrap();
@@ -93,4 +103,18 @@ fn a_file_passed_through_is_opened_again_by_the_next_server() {
     bed.tell("crfs stop");
     bed.tell("crfs start");
     assert!(whole(&path) == bytes);
+}
+
+#[test]
+fn with_passthrough_off_the_next_server_answers_instead() {
+    let (bed, bytes, path) = large_file("[fuse]\npassthrough = false\n");
+    assert!(whole(&path) == bytes);
+    let held = File::open(&path).unwrap();
+    for _ in 0..3 {
+        assert!(!reads_alone(&bed, &held), "nobody else may answer");
+        kill_server(&bed);
+        let mut again = vec![0; bytes.len()];
+        held.read_exact_at(&mut again, 0).unwrap();
+        assert!(again == bytes && whole(&path) == bytes);
+    }
 }

@@ -173,11 +173,21 @@ fn own_namespace(root: &Path) {
 
 /// Whether the kernel has FUSE_NOTIFY_RESEND; else prints that the test is skipped.
 pub fn kernel_repeats_requests() -> bool {
-    let repeats = kernel() >= (6, 9);
-    if !repeats {
-        println!("skipped: FUSE_NOTIFY_RESEND came with kernel 6.9");
+    kernel_has("FUSE_NOTIFY_RESEND")
+}
+
+/// Whether the kernel can read files by itself; else prints that the test is skipped.
+pub fn kernel_passes_through() -> bool {
+    kernel_has("FUSE_PASSTHROUGH")
+}
+
+/// Both came with one version.
+fn kernel_has(what: &str) -> bool {
+    let has = kernel() >= (6, 9);
+    if !has {
+        println!("skipped: {what} came with kernel 6.9");
     }
-    repeats
+    has
 }
 
 fn kernel() -> (u32, u32) {

@@ -1,10 +1,9 @@
 //! `crfs fsck`: looks after a root folder while no daemon works on it.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::cli::Outcome;
-use crate::config::Config;
+use crate::cli::place::Place;
 use crate::snapshotter::{Finding, Report, Severity, fsck};
 
 /// Check the metadata of a root folder, and repair it
@@ -18,22 +17,15 @@ The daemon must not be running. A start of the daemon repairs by itself what can
 --repair, what nobody can make sense of is given up as well, and its disk space freed at the next
 start. Exit code 1: there is damage that was not repaired.")]
 pub(super) struct Args {
-    /// The daemon's root folder [default: that of the configuration]
-    #[arg(long, value_name = "DIR")]
-    root: Option<PathBuf>,
-    /// Configuration file [default: /etc/crfs/config.toml if it exists]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
     /// Repair what is found; without it nothing is changed
     #[arg(long)]
     repair: bool,
 }
 
 pub(super) fn run(args: Args) -> Outcome {
-    let root = match args.root {
-        Some(root) => root,
-        None => Config::load(args.config.as_deref())?.root,
-    };
+    let root = args.place.root()?;
     let report = fsck(&root, args.repair)?;
     for finding in &report.findings {
         println!("{}", line(finding));

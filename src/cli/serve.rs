@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::cli::{Outcome, chain};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::{daemon, keeper, telemetry};
 
 /// Run the snapshotter that containerd talks to
@@ -18,7 +18,8 @@ Examples:
 SIGTERM and SIGINT end it in order; nothing is deleted or unmounted, and the next crfs serve goes on
 where this one stopped (crfs stop --force unmounts). The daemon runs in a process of its own (its number
 is in server.pid of the root folder) and is started again when it dies, with containers running. What a
-flag says wins over the file.")]
+flag says wins over the file. SIGHUP reads the file again: what can be changed at once is, what cannot is
+named in the log and by crfs status.")]
 pub(super) struct Args {
     /// Configuration file [default: /etc/crfs/config.toml if it exists]
     #[arg(long, value_name = "FILE")]
@@ -46,16 +47,25 @@ pub(super) fn run(args: Args) -> Outcome {
 }
 
 fn serve(args: Args) -> Outcome {
-    let mut config = Config::load(args.config.as_deref())?;
-    config.root = args.root.unwrap_or(config.root);
-    config.address = args.address.unwrap_or(config.address);
-    config.log.level = args.log_level.unwrap_or(config.log.level);
-    config.check()?;
+    let config = args.config()?;
     telemetry::init(&config.log)?;
     if args.no_keeper || keeper::is_server() {
-        daemon::run(config)?;
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
+        daemon::run(config, move || args.config().map_err(|error| chain(&error)))?;
         return Ok(ExitCode::SUCCESS);
     }
     let code = daemon::front(&config)?;
     Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+impl Args {
+    /// What the file says, and the flags over it.
+    fn config(&self) -> Result<Config, config::Error> {
+        let mut config = Config::load(self.config.as_deref())?;
+        config.root = self.root.clone().unwrap_or(config.root);
+        config.address = self.address.clone().unwrap_or(config.address);
+        config.log.level = self.log_level.clone().unwrap_or(config.log.level);
+        config.check()?;
+        Ok(config)
+    }
 }

@@ -1,10 +1,9 @@
 //! `crfs stop`: ends the daemon, with or without its mounts.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::cli::Outcome;
-use crate::config::Config;
+use crate::cli::place::Place;
 use crate::daemon::{self, Stopped};
 
 /// End the daemon; layers stay mounted for the next one, unless forced
@@ -18,22 +17,15 @@ Examples:
 Containers go on while the daemon is away; what they read and is not in the kernel's memory waits for the
 next crfs serve. With --force they lose their files. Where systemd started the daemon, use systemctl stop.")]
 pub(super) struct Args {
-    /// The daemon's root folder [default: that of the configuration]
-    #[arg(long, value_name = "DIR")]
-    root: Option<PathBuf>,
-    /// Configuration file [default: /etc/crfs/config.toml if it exists]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
     /// Unmount all layers, in use or not
     #[arg(long)]
     force: bool,
 }
 
 pub(super) fn run(args: Args) -> Outcome {
-    let root = match args.root {
-        Some(root) => root,
-        None => Config::load(args.config.as_deref())?.root,
-    };
+    let root = args.place.root()?;
     match daemon::stop(&root, args.force)? {
         Stopped::Now => println!("stopped {}", root.display()),
         Stopped::Before => println!("no daemon runs for {}", root.display()),

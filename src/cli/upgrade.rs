@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::cli::Outcome;
-use crate::config::Config;
+use crate::cli::place::Place;
 use crate::daemon;
 
 /// Replace the running daemon by another program, with containers running
@@ -15,27 +15,20 @@ Examples:
   crfs upgrade /usr/local/bin/crfs-0.2
   crfs upgrade ./crfs --root /var/lib/crfs
 
-The daemon ends and the program starts with the same arguments; reads wait for a moment. If it does not
-serve within 20 s, the old program is started again and this command fails with the reason. A changed
+The program has to run and say that it is crfs, before anything ends. Then the daemon ends and the program
+starts with the same arguments; reads wait for a moment. If it does not serve within 20 s, the old program is started again and this command fails with the reason. A changed
 configuration is read as well. Where systemd started the daemon, the symlink that the unit names is pointed at
 the program and the service restarted, and back if it does not come up.")]
 pub(super) struct Args {
     /// The program [default: this one]
     #[arg(value_name = "EXE")]
     program: Option<PathBuf>,
-    /// The daemon's root folder [default: that of the configuration]
-    #[arg(long, value_name = "DIR")]
-    root: Option<PathBuf>,
-    /// Configuration file [default: /etc/crfs/config.toml if it exists]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
 }
 
 pub(super) fn run(args: Args) -> Outcome {
-    let root = match args.root {
-        Some(root) => root,
-        None => Config::load(args.config.as_deref())?.root,
-    };
+    let root = args.place.root()?;
     let program = match args.program {
         Some(program) => std::path::absolute(program)?,
         None => std::env::current_exe()?,

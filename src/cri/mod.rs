@@ -5,8 +5,8 @@
 //! the only way by which those of a pod reach a snapshotter.
 //!
 //! Each connection has one of its own to containerd, made again when containerd was restarted: the
-//! calls in between fail as unavailable, which kubelet tries again. The listening socket outlives a server:
-//! who connects while crfs is replaced waits.
+//! calls in between fail as unavailable, which kubelet tries again. crfs's own socket outlives a server:
+//! who calls while there is none waits for the next one.
 
 mod proxy;
 mod pull;

@@ -2,8 +2,11 @@
 //!
 //! The daemon itself runs under a keeper ([`crate::keeper`]), or under systemd, which is one too.
 
+use std::ffi::OsString;
 use std::io;
-use std::path::Path;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use crate::config::Config;
 use crate::daemon::Error;
@@ -12,6 +15,9 @@ use crate::keeper::{self, Attach, Folder, Program};
 use crate::layer;
 use crate::overlay::{Mounter as _, System};
 use crate::store::{self, Root};
+
+/// File in the root folder that names the socket.
+const ADDRESS: &str = "server.address";
 
 /// How a server came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +79,7 @@ pub fn stop(root: &Path, force: bool) -> Result<Stopped, Error> {
 /// No daemon runs there under a keeper or systemd, or the new program does not serve.
 pub fn upgrade(root: &Path, program: &Path) -> Result<(), Error> {
     let folder = Folder::new(root).map_err(Error::Setup)?;
+    rehearse(program)?;
     if keeper::is_there(&folder)? {
         return Ok(keeper::upgrade(&folder, program)?);
     }
@@ -80,6 +87,22 @@ pub fn upgrade(root: &Path, program: &Path) -> Result<(), Error> {
         Some(service) => service.upgrade(program),
         None => Err(keeper::Error::NoKeeper(root.display().to_string()).into()),
     }
+}
+
+/// Lets the program say its name while the old daemon still serves: what is no crfs, or does not run on this
+/// machine, costs nobody a wait, and the rest of it is in memory when it is needed.
+fn rehearse(program: &Path) -> Result<(), Error> {
+    let no = |why: String| Error::Service(format!("{} is no crfs: {why}", program.display()));
+    let mut say = Command::new(program);
+    let said = say.arg("--version").stdin(Stdio::null()).output();
+    let said = said.map_err(|error| no(error.to_string()))?;
+    if said.status.success() && said.stdout.starts_with(b"crfs ") {
+        return Ok(());
+    }
+    let text = [said.stdout, said.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().next().unwrap_or_default();
+    Err(no(format!("--version gives {}, {line:?}", said.status)))
 }
 
 /// What is known of the daemon of a root folder, in lines of a key, a space and a value. Under a keeper:
@@ -97,6 +120,21 @@ pub fn status(root: &Path) -> Result<String, Error> {
     };
     let service = Service::of(&pid).map(|service| service.describe());
     Ok(format!("pid {pid}\n{}", service.unwrap_or_default()))
+}
+
+/// The socket that the daemon of a root folder serves on, or did last; `None` if none ever did.
+#[must_use]
+pub fn address(root: &Path) -> Option<PathBuf> {
+    let noted = std::fs::read(root.join(ADDRESS)).ok()?;
+    Some(PathBuf::from(OsString::from_vec(noted)))
+}
+
+/// Notes the socket, for who knows the root folder alone.
+pub(super) fn note_address(root: &Path, address: &Path) {
+    let noted = store::files::replace(&root.join(ADDRESS), address.as_os_str().as_bytes());
+    if let Err(error) = noted {
+        tracing::warn!(%error, "crfs status and the like will need --address");
+    }
 }
 
 /// The process that has the root folder, if one has.

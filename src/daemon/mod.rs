@@ -6,6 +6,7 @@
 
 mod front;
 pub mod look;
+mod reload;
 mod systemd;
 
 use std::io;
@@ -13,9 +14,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use front::{Stopped, front, status, stop, upgrade};
+pub use front::{Stopped, address, front, status, stop, upgrade};
 use futures::StreamExt as _;
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -24,16 +25,19 @@ use tokio_util::task::TaskTracker;
 use crate::blob::cache::Cache;
 use crate::blob::fetch::Fetcher;
 use crate::config::Config;
+use crate::daemon::reload::{Reloader, Reread};
 use crate::keeper::protocol::FdName;
-use crate::keeper::{self, Held, LISTEN, LISTEN_CRI, STATE, State};
+use crate::keeper::{self, Held, STATE, State};
 use crate::layer::profile::Folder;
 use crate::layer::{Layers as _, LiveLayers, Parts};
+use crate::metrics::Listener;
 use crate::oci::Reference;
 use crate::overlay::{self, options::Features};
 use crate::registry::{self, Chain, Credentials, DockerConfig, Providers, PullSecrets, Pulled};
+use crate::report::Node;
 use crate::snapshotter::{self, Snapshotter};
 use crate::store::{Faults, Root};
-use crate::{blob, cri, service, store};
+use crate::{blob, cri, metrics, service, store};
 
 /// How long a stopping daemon waits for answers that are being sent.
 const GOODBYE: Duration = Duration::from_secs(10);
@@ -47,6 +51,9 @@ const SETTLE: Duration = Duration::from_secs(5);
 
 /// Mounts taken over side by side.
 const AT_ONCE: usize = 16;
+
+/// Pause before an address for metrics is tried again.
+const METRICS_RETRY: Duration = Duration::from_secs(5);
 
 /// How often the line about the daemon's health is brought up to date.
 const HEALTH: Duration = Duration::from_secs(1);
@@ -87,17 +94,20 @@ pub enum Error {
 }
 
 /// Runs the snapshotter until SIGTERM or SIGINT, with what a predecessor left in the store's hands.
-/// Deletes and unmounts nothing at the end.
+/// Deletes and unmounts nothing at the end. At SIGHUP `reread` gives the configuration anew.
 ///
 /// # Errors
 /// Something that is needed to start is missing, broken, or in another daemon's hands.
-pub fn run(config: Config) -> Result<(), Error> {
+pub fn run(
+    config: Config,
+    reread: impl Fn() -> Result<Config, String> + Send + 'static,
+) -> Result<(), Error> {
     crate::fs::settle_memory();
     let root = Root::claim(&config.root)?;
     let held = Arc::new(Held::take_over(&config.root)?);
     held.guard(Path::new("/proc/self/exe"))?;
     let runtime = runtime()?;
-    let done = runtime.block_on(serve(config, root, &held));
+    let done = runtime.block_on(serve(config, Box::new(reread), root, &held));
     // One that fails is to be started again. The store need not know, if it is gone.
     if done.is_ok() {
         let _ = held.stopping();
@@ -108,8 +118,10 @@ pub fn run(config: Config) -> Result<(), Error> {
     done
 }
 
-async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error> {
+async fn serve(config: Config, reread: Reread, root: Root, held: &Arc<Held>) -> Result<(), Error> {
     let mut end = Signals::new().map_err(Error::Setup)?;
+    // From now on SIGHUP does not end this process.
+    let hangups = signal(SignalKind::hangup()).map_err(Error::Setup)?;
     let pulled = Pulled::open(&config.credentials, root.path());
     let client = client(&config, Some(&pulled));
     let layers = layers(&config, &config.root, client, Arc::clone(held))?;
@@ -122,10 +134,14 @@ async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error
         faults,
     };
     let snapshotter = Snapshotter::open(parts).await?;
-    let bind = |path: &Path| service::socket::bind(path).map_err(Error::from);
-    let listener = held.listener(LISTEN, &config.address, bind)?;
+    let listener = listener(held, keeper::LISTEN, &config.address)?;
+    front::note_address(&config.root, &config.address);
+    let node = Node::new(snapshotter.clone(), Arc::clone(&layers));
+    if let Some(address) = config.metrics.address.clone() {
+        tokio::spawn(serve_metrics(address, node.clone()));
+    }
     let incoming = service::socket::incoming(listener).map_err(Error::Setup)?;
-    let proxy = Proxy::start(&config.cri, held, pulls(pulled, &snapshotter))?;
+    let proxy = Proxy::start(&config.cri, pulls(pulled, &snapshotter), held)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         root = %config.root.display(),
@@ -137,9 +153,16 @@ async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error
     }
     tokio::spawn(give_signs_of_life(Arc::clone(held), Arc::clone(&layers)));
     tokio::spawn(tell_health(Arc::clone(held), Arc::clone(&layers)));
+    let reloader = Reloader {
+        config,
+        reread,
+        layers: Arc::clone(&layers),
+        node: node.clone(),
+    };
+    tokio::spawn(reloader.run(hangups));
 
     let (stop, stopped) = tokio::sync::oneshot::channel();
-    let server = service::serve(snapshotter.clone(), incoming, async {
+    let server = service::serve(snapshotter.clone(), Some(node), incoming, async {
         // An error means that the sender is gone: an end as well.
         let _ = stopped.await;
     });
@@ -168,11 +191,39 @@ async fn serve(config: Config, root: Root, held: &Arc<Held>) -> Result<(), Error
     saved.map_err(|error| Error::Setup(io::Error::other(error)))
 }
 
-/// Serves what a predecessor left, before anything that can be slow: containers wait for it.
+/// Serves metrics for ever. An address that cannot be had, as after a restart that somebody used to take
+/// it, is tried again: containers do not wait for anybody's metrics.
+async fn serve_metrics(address: metrics::Address, node: Node) {
+    loop {
+        match metrics_listener(&address).await {
+            Ok(listener) => return metrics::serve(listener, node).await,
+            Err(error) => tracing::error!(%address, %error, "metrics cannot be served yet"),
+        }
+        tokio::time::sleep(METRICS_RETRY).await;
+    }
+}
+
+async fn metrics_listener(address: &metrics::Address) -> Result<Listener, Error> {
+    Ok(match address {
+        metrics::Address::Tcp(ip) => {
+            Listener::Tcp(TcpListener::bind(ip).await.map_err(Error::Setup)?)
+        }
+        metrics::Address::Unix(path) => {
+            let listener = service::socket::bind(path)?;
+            listener.set_nonblocking(true).map_err(Error::Setup)?;
+            Listener::Unix(UnixListener::from_std(listener).map_err(Error::Setup)?)
+        }
+    })
+}
+
+/// Serves what a predecessor left, before anything that can be slow: containers wait for it, and where one
+/// has asked already first.
 async fn take_over(root: &Path, layers: &Arc<LiveLayers>) {
     let (root, here) = (root.to_owned(), Arc::clone(layers));
     let found = tokio::task::spawn_blocking(move || {
-        snapshotter::lazy_layers(&root, |target| here.is_handed_over(target))
+        let mut found = snapshotter::lazy_layers(&root, |target| here.is_handed_over(target));
+        found.sort_by_cached_key(|(target, _)| !here.is_waited_for(target));
+        found
     });
     let found = futures::stream::iter(found.await.unwrap_or_default());
     let taken =
@@ -184,6 +235,7 @@ async fn take_over(root: &Path, layers: &Arc<LiveLayers>) {
     if count > 0 {
         tracing::info!(count, "layers taken over from the server before");
     }
+    layers.take_over_detached().await;
 }
 
 /// Tells the store that this server lives, as long as that is so: the runtime runs this, and every FUSE
@@ -226,6 +278,17 @@ fn state(held: &Held) -> Result<State, keeper::Error> {
     })
 }
 
+/// A socket that outlives this server, so that who calls while there is none waits.
+fn listener(
+    held: &Held,
+    name: &str,
+    path: &Path,
+) -> Result<std::os::unix::net::UnixListener, Error> {
+    held.listener(name, path, |path| {
+        service::socket::bind(path).map_err(Error::from)
+    })
+}
+
 /// The lazy layers of a node, with what they need, in the folder `root`.
 fn layers(
     config: &Config,
@@ -236,6 +299,7 @@ fn layers(
     let cache = Arc::new(Cache::open(&root.join("cache"), &config.cache)?);
     let parts = Parts {
         indexes: root.join("indexes"),
+        detached: root.join("detached"),
         client,
         fetcher: Fetcher::new(cache, config.fetch.clone(), Handle::current()),
         mounter: Arc::new(overlay::System),
@@ -251,7 +315,8 @@ fn layers(
 
 /// A client with all the credentials of this node: the surest and fastest sources first, as a later
 /// one is asked only when what the earlier ones have is refused.
-fn client(config: &Config, pulled: Option<&Pulled>) -> registry::Client {
+#[must_use]
+pub fn client(config: &Config, pulled: Option<&Pulled>) -> registry::Client {
     let mut sources: Vec<Arc<dyn Credentials>> = Vec::new();
     sources.extend(pulled.map(|pulled| Arc::new(pulled.clone()) as _));
     sources.push(Arc::new(DockerConfig::new(&config.registry)));
@@ -280,16 +345,13 @@ fn pulls(credentials: Pulled, snapshotter: &Snapshotter) -> cri::Pulls {
 }
 
 impl Proxy {
-    fn start(config: &cri::Config, held: &Held, pulls: cri::Pulls) -> Result<Self, Error> {
+    fn start(config: &cri::Config, pulls: cri::Pulls, held: &Held) -> Result<Self, Error> {
         let (tasks, end) = (TaskTracker::new(), CancellationToken::new());
-        let name = FdName::new(LISTEN_CRI).map_err(keeper::Error::from)?;
-        if config.listen.is_none() && held.get(&name).is_some() {
-            // Whoever connects is to be refused, not to wait for ever.
-            held.remove(&name)?;
+        if config.listen.is_none() {
+            held.close_listener(keeper::LISTEN_CRI)?;
         }
         if let Some(path) = &config.listen {
-            let bind = |path: &Path| service::socket::bind(path).map_err(Error::from);
-            let listener = held.listener(LISTEN_CRI, path, bind)?;
+            let listener = listener(held, keeper::LISTEN_CRI, path)?;
             listener.set_nonblocking(true).map_err(Error::Setup)?;
             let listener = UnixListener::from_std(listener).map_err(Error::Setup)?;
             tracing::info!(listen = %path.display(), containerd = %config.containerd.display(), "passing the CRI on");

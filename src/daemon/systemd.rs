@@ -65,8 +65,6 @@ impl Service {
             ))
         })?;
         let fail = |error: io::Error| Error::Service(format!("{}: {error}", link.display()));
-        // Before anything is changed: a typing error should not cost a restart.
-        fs::metadata(program).map_err(|e| Error::Service(format!("{}: {e}", program.display())))?;
         point(link, program).map_err(fail)?;
         let Err(why) = self.systemctl(&["restart"]) else {
             return Ok(());

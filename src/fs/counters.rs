@@ -2,24 +2,35 @@
 //!
 //! Locking: none; the numbers are each right, not all of one moment.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use fuser::Errno;
 use tracing::warn;
 
+use crate::fs::failure::Failure;
+use crate::fs::latency::{Histogram, Latencies};
 use crate::fs::{Error, errno};
 use crate::oci::Digest;
+
+/// What times of reads are counted from. Taken before the first mount is served.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Counts since the mount began to be served by this process.
 #[derive(Debug, Default)]
 pub struct Counters {
-    hits: AtomicU64,
+    /// Reads answered from what is held here.
+    hits: Histogram,
+    hit_bytes: AtomicU64,
+    /// Reads that had to fetch, and got it.
+    fetched: Histogram,
+    fetched_bytes: AtomicU64,
     misses: AtomicU64,
     passed: AtomicU64,
-    failures: AtomicU64,
-    deadlines: AtomicU64,
-    panics: AtomicU64,
+    failures: [AtomicU64; Failure::ALL.len()],
+    /// Milliseconds from the start of the process to the last read, and one; 0 is never.
+    last_read: AtomicU64,
     begun: AtomicU64,
     ended: AtomicU64,
     fetching: AtomicU64,
@@ -85,18 +96,78 @@ pub struct Counts {
     pub panics: u64,
 }
 
+/// A copy of the counts of one mount or of several, in full.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Reads answered from what is held here, and how long that took.
+    pub hits: Latencies,
+    /// Bytes that these were answered with.
+    pub hit_bytes: u64,
+    /// Reads that had to fetch and got it, and how long that took.
+    pub fetched: Latencies,
+    /// Bytes that these were answered with.
+    pub fetched_bytes: u64,
+    /// Opens of files that the kernel then read by itself.
+    pub passed: u64,
+    /// Requests answered with an error that means something is wrong, by [`Failure::index`].
+    pub failures: [u64; Failure::ALL.len()],
+    /// Reads that wait for the network now.
+    pub waiting: u64,
+}
+
+impl Totals {
+    /// Adds another mount's.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.hits.add(&other.hits);
+        self.hit_bytes += other.hit_bytes;
+        self.fetched.add(&other.fetched);
+        self.fetched_bytes += other.fetched_bytes;
+        self.passed += other.passed;
+        self.waiting += other.waiting;
+        for (own, other) in self.failures.iter_mut().zip(other.failures) {
+            *own += other;
+        }
+    }
+}
+
 impl Counters {
     /// The counts now.
     pub fn get(&self) -> Counts {
-        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let totals = self.totals();
+        let of = |failure: Failure| totals.failures.get(failure.index()).copied();
         Counts {
-            hits: get(&self.hits),
-            misses: get(&self.misses),
-            passed: get(&self.passed),
-            failures: get(&self.failures),
-            deadlines: get(&self.deadlines),
-            panics: get(&self.panics),
+            hits: totals.hits.count(),
+            misses: self.misses.load(Ordering::Relaxed),
+            passed: totals.passed,
+            failures: totals.failures.iter().sum(),
+            deadlines: of(Failure::Deadline).unwrap_or(0),
+            panics: of(Failure::Panic).unwrap_or(0),
         }
+    }
+
+    /// The same in full.
+    pub(super) fn totals(&self) -> Totals {
+        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let mut failures = [0; Failure::ALL.len()];
+        for (copy, count) in failures.iter_mut().zip(&self.failures) {
+            *copy = get(count);
+        }
+        Totals {
+            hits: self.hits.get(),
+            hit_bytes: get(&self.hit_bytes),
+            fetched: self.fetched.get(),
+            fetched_bytes: get(&self.fetched_bytes),
+            passed: get(&self.passed),
+            failures,
+            waiting: self.fetching(),
+        }
+    }
+
+    /// How long ago the last read came; `None` if none has.
+    pub fn since_last_read(&self) -> Option<Duration> {
+        let last = self.last_read.load(Ordering::Relaxed).checked_sub(1)?;
+        let now = START.elapsed();
+        Some(now.saturating_sub(Duration::from_millis(last)))
     }
 
     /// How far the threads are; `queued` is what the device says.
@@ -145,12 +216,38 @@ impl Counters {
         self.ended.fetch_add(1, Ordering::SeqCst);
     }
 
-    pub(super) fn hit(&self) {
-        self.hits.fetch_add(1, Ordering::Relaxed);
+    /// A read that came at `came` was answered from what is held here.
+    pub(super) fn hit(&self, came: Instant, bytes: usize) {
+        self.note_read(came);
+        self.hits.count(came.elapsed());
+        self.hit_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    pub(super) fn miss(&self) {
+    /// A read that came at `came` has to fetch.
+    pub(super) fn miss(&self, came: Instant) {
+        self.note_read(came);
         self.misses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It got what it fetched.
+    pub(super) fn fetched(&self, came: Instant, bytes: usize) {
+        self.fetched.count(came.elapsed());
+        self.fetched_bytes
+            .fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn note_read(&self, came: Instant) {
+        let millis = came.saturating_duration_since(*START).as_millis();
+        let millis = u64::try_from(millis).map_or(u64::MAX, |millis| millis + 1);
+        self.last_read.store(millis, Ordering::Relaxed);
+    }
+
+    fn fail(&self, failure: Failure) -> u64 {
+        if let Some(count) = self.failures.get(failure.index()) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        let all = self.failures.iter();
+        all.map(|count| count.load(Ordering::Relaxed)).sum()
     }
 
     pub(super) fn pass_through(&self) {
@@ -158,8 +255,7 @@ impl Counters {
     }
 
     pub(super) fn panic(&self) {
-        self.panics.fetch_add(1, Ordering::Relaxed);
-        self.failures.fetch_add(1, Ordering::Relaxed);
+        self.fail(Failure::Panic);
     }
 
     /// What the kernel is told of an error. A failure is counted, and logged if it is the first,
@@ -172,13 +268,11 @@ impl Counters {
         ino: u64,
         error: &Error,
     ) -> Errno {
-        if errno::is_failure(error) {
-            if matches!(error, Error::Deadline(_)) {
-                self.deadlines.fetch_add(1, Ordering::Relaxed);
-            }
-            let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        if let Some(failure) = Failure::of(error) {
+            let failures = self.fail(failure);
+            let reason = failure.name();
             if failures.is_power_of_two() {
-                warn!(%layer, request, ino, %error, failures, "a request failed");
+                warn!(%layer, request, ino, reason, %error, failures, "a request failed");
             }
         }
         errno::of(error)

@@ -22,28 +22,10 @@ pub const fn of(error: &Error) -> Errno {
     }
 }
 
-/// Whether the error means that something is wrong, not just that the answer is no.
-pub const fn is_failure(error: &Error) -> bool {
-    match error {
-        Error::NoNode(_)
-        | Error::Damaged(_)
-        | Error::Content(_)
-        | Error::ShortChunk { .. }
-        | Error::Deadline(_) => true,
-        Error::NoEntry
-        | Error::LongName
-        | Error::NotFolder(_)
-        | Error::NotFile(_)
-        | Error::NotSymlink(_)
-        | Error::NoAttribute
-        | Error::SmallBuffer => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::Ino;
+    use crate::fs::{Failure, Ino};
 
     #[test]
     fn what_applications_look_for_is_told_apart() {
@@ -57,7 +39,8 @@ mod tests {
             (Error::NoNode(Ino(0)), Errno::EIO),
         ] {
             assert_eq!(of(&error), errno, "{error}");
-            assert_eq!(is_failure(&error), errno == Errno::EIO, "{error}");
+            let failure = Failure::of(&error);
+            assert_eq!(failure.is_some(), errno == Errno::EIO, "{error}");
         }
     }
 }

@@ -27,7 +27,7 @@ use fuser::{
     ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 use tokio::runtime::Handle;
-use tracing::{debug, warn};
+use tracing::{Instrument as _, debug, warn};
 
 use crate::fs::attr::{absent, attributes, file_type};
 use crate::fs::counters::{Counters, Fetching};
@@ -81,7 +81,9 @@ pub struct Adapter {
 impl Adapter {
     /// Runs one callback. When it panics the reply in it is dropped, which answers `EIO`.
     fn guard(&self, request: &'static str, ino: INodeNo, callback: impl FnOnce()) {
-        let _span = tracing::trace_span!("fuse", request, ino = ino.0).entered();
+        // What it leads to, down to the HTTP request, is logged within it.
+        let layer = self.fs.index().blob();
+        let _span = tracing::debug_span!("fuse", request, ino = ino.0, %layer).entered();
         self.counters.begin();
         // Unwind safe: a callback changes nothing but counters.
         let done = catch_unwind(AssertUnwindSafe(callback));
@@ -101,27 +103,30 @@ impl Adapter {
     }
 
     fn read_reply(&self, ino: INodeNo, offset: u64, size: u32, reply: ReplyData) {
+        let came = Instant::now();
         if let Some(errno) = self.just_failed(Ino(ino.0), offset, size) {
             reply.error(errno);
             return;
         }
         match self.fs.read(Ino(ino.0), offset, size) {
             Ok(Reading::Ready(bytes)) => {
-                self.counters.hit();
                 reply.data(&bytes);
+                self.counters.hit(came, bytes.len());
             }
             Ok(Reading::Waiting(bytes)) => {
-                self.counters.miss();
+                self.counters.miss(came);
                 let (fs, counters) = (Arc::clone(&self.fs), Arc::clone(&self.counters));
                 let (deadline, failed) = (self.read_deadline, Arc::clone(&self.failed));
                 let fetching = Fetching::new(&self.counters);
-                let began = Instant::now();
-                self.runtime.spawn(async move {
+                let answer = async move {
                     let bytes = tokio::time::timeout(deadline, bytes).await;
-                    let (layer, waited) = (fs.index().blob(), began.elapsed());
+                    let (layer, waited) = (fs.index().blob(), came.elapsed());
                     debug!(%layer, ino = ino.0, offset, size, ?waited, "a read had to wait");
                     match bytes.unwrap_or(Err(Error::Deadline(deadline))) {
-                        Ok(bytes) => reply.data(&bytes),
+                        Ok(bytes) => {
+                            reply.data(&bytes);
+                            counters.fetched(came, bytes.len());
+                        }
                         Err(error) => {
                             let errno = counters.refuse(layer, "read", ino.0, &error);
                             if let Ok(chunks) = fs.chunks(Ino(ino.0), offset, size) {
@@ -131,7 +136,8 @@ impl Adapter {
                         }
                     }
                     drop(fetching);
-                });
+                };
+                self.runtime.spawn(answer.in_current_span());
             }
             Err(error) => reply.error(self.refuse("read", ino, &error)),
         }

@@ -16,23 +16,29 @@ mod counters;
 mod errno;
 mod error;
 mod failed;
+mod failure;
 mod fuse;
 pub mod index;
 pub mod kept;
+mod latency;
 mod layer_fs;
 mod memory;
 mod opens;
 mod serve;
+mod tally;
 mod unlisted;
 
 pub use buffers::Buffer;
 pub use config::Config;
-pub use counters::{Counters, Counts, Turns};
+pub use counters::{Counters, Counts, Totals, Turns};
 pub use error::Error;
+pub use failure::Failure;
 pub use index::{Index, Ino, Inode, Kind};
+pub use latency::{BOUNDS, Latencies};
 pub use layer_fs::{Item, LayerFs, Reading, Statfs};
 pub use memory::settle as settle_memory;
 pub use serve::{OpenMode, ServeError, ServeOptions, Served, serve, set_read_ahead};
+pub use tally::Tally;
 pub use unlisted::{Below, Unlisted, unlisted};
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ use crate::fs::fuse::Adapter;
 use crate::fs::index::Summary;
 use crate::fs::kept::{self, Device};
 use crate::fs::opens::Opens;
+use crate::fs::tally::Tally;
 use crate::fs::{LayerFs, adopt, memory};
 use crate::overlay::DeviceId;
 
@@ -59,6 +60,8 @@ pub struct ServeOptions {
     /// The kernel's read-ahead on this mount in bytes, and with it the size of requests; `None`
     /// leaves the kernel's 128 KiB.
     pub read_ahead: Option<u32>,
+    /// What all mounts together have done.
+    pub tally: Tally,
 }
 
 /// Whether OPEN is answered.
@@ -119,6 +122,7 @@ impl ServeOptions {
             passthrough: true,
             resend: true,
             read_ahead: Some(1 << 20),
+            tally: Tally::default(),
         }
     }
 
@@ -174,6 +178,12 @@ impl Served {
         self.counters.get()
     }
 
+    /// How long ago the last read came that the kernel did not answer itself; `None` if none has.
+    #[must_use]
+    pub fn since_last_read(&self) -> Option<Duration> {
+        self.counters.since_last_read()
+    }
+
     /// How far its threads are.
     #[must_use]
     pub fn turns(&self) -> Turns {
@@ -222,9 +232,12 @@ impl Served {
     }
 
     /// Waits until it is over.
-    pub async fn over(&self) {
-        // An error means that the thread is gone, which is what is waited for.
-        let _ = self.ended.clone().wait_for(|ended| *ended).await;
+    pub fn over(&self) -> impl Future<Output = ()> + use<> {
+        let mut ended = self.ended.clone();
+        async move {
+            // An error means that the thread is gone, which is what is waited for.
+            let _ = ended.wait_for(|ended| *ended).await;
+        }
     }
 
     /// Waits until it is over, and says how it ended.
@@ -249,7 +262,7 @@ pub fn serve(
 ) -> Result<Served, ServeError> {
     memory::settle();
     let layer = *fs.index().blob();
-    let counters = Arc::new(Counters::default());
+    let counters = options.tally.enter();
     let adapter = Adapter {
         pass_through: options.passes_through(&fs.index().summary()),
         opens: Opens::new(device, &fs),

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,9 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::control::{MESSAGE_MAX, Program, Reply, Request};
-use super::process::{next_signal, signals};
+use super::control::{MESSAGE_MAX, Reply, Request};
 use super::protocol::wire;
-use super::{Error, Folder, KEEPER_NAME, ROOT_VARIABLE};
+use super::{Error, Folder, KEEPER_NAME, Program, ROOT_VARIABLE, signals};
 
 /// How long a keeper may take to appear.
 const APPEAR: Duration = Duration::from_secs(5);
@@ -47,6 +46,7 @@ impl Attach {
     pub(super) fn keeper(&self) -> Result<Connection, Error> {
         let until = Instant::now() + APPEAR;
         let (mut next, mut pause) = (Instant::now(), START_AGAIN);
+        let mut started: Option<OwnedFd> = None;
         loop {
             if let Some(connection) = Connection::open(&self.folder)? {
                 return Ok(connection);
@@ -57,22 +57,30 @@ impl Attach {
             }
             if now >= next {
                 // One started before may have lost a race, or met one that was just leaving.
-                self.start_keeper()?;
+                started = Some(self.start_keeper()?);
                 (next, pause) = (now + pause, pause * 2);
             }
-            thread::sleep(LOOK_AGAIN);
+            // Not longer than a moment: another one's keeper may come first.
+            match started.as_ref().map(|started| closes(started, LOOK_AGAIN)) {
+                // It listens, or is gone: no reason to ask again and again.
+                Some(true) => started = None,
+                Some(false) => {}
+                None => thread::sleep(LOOK_AGAIN),
+            }
         }
     }
 
-    /// Starts a keeper that is nobody's child: it outlives this process, and leaves no zombie.
-    fn start_keeper(&self) -> Result<(), Error> {
+    /// Starts a keeper that is nobody's child: it outlives this process, and leaves no zombie. What is
+    /// given closes when it listens, or ends.
+    fn start_keeper(&self) -> Result<OwnedFd, Error> {
         let fail = Error::io("start the keeper");
+        let (started, starting) = io::pipe().map_err(&fail)?;
         let mut command = Command::new(&self.keeper);
         command
             .arg0(KEEPER_NAME)
             .env_clear()
             .env(ROOT_VARIABLE, self.folder.root())
-            .stdin(Stdio::null());
+            .stdin(starting);
         // SAFETY: setsid, fork and _exit may be called between fork and exec. A session of its own
         // keeps the keeper from the signals of the terminal and of the front's process group.
         unsafe {
@@ -86,8 +94,16 @@ impl Attach {
             });
         }
         let mut between = command.spawn().map_err(&fail)?;
-        between.wait().map(drop).map_err(fail)
+        between.wait().map_err(fail)?;
+        Ok(started.into())
     }
+}
+
+/// Whether the other end of a pipe is closed within `limit`.
+fn closes(pipe: &OwnedFd, limit: Duration) -> bool {
+    let mut polled = [PollFd::new(pipe, PollFlags::IN)];
+    let limit = Timespec::try_from(limit).ok();
+    matches!(rustix::event::poll(&mut polled, limit.as_ref()), Ok(1..))
 }
 
 /// A connection to the keeper.
@@ -155,11 +171,11 @@ impl Connection {
 }
 
 /// What `crfs serve` is to its operator: runs `program` as the server under the keeper, and returns
-/// its exit code when it has ended for good. SIGTERM and SIGINT end the server; SIGHUP reaches it.
+/// its exit code when it has ended for good. SIGTERM and SIGINT end the server.
 ///
 /// Blocks these signals in the calling thread; to be called before there are others.
 pub fn front(attach: &Attach, program: &Program) -> Result<i32, Error> {
-    let signals = signals().map_err(Error::io("take signals"))?;
+    let signals = signals::open().map_err(Error::io("take signals"))?;
     let spec = program.encode().map_err(Error::io("describe the server"))?;
     let mut until = Instant::now() + APPEAR * 2;
     let mut request = Request::Start(spec.clone());
@@ -208,12 +224,8 @@ fn watch(keeper: &Connection, signals: &OwnedFd) -> Result<Outcome, Error> {
             Err(errno) => return Err(Error::io("wait for the keeper")(errno)),
         }
         let [said, signalled] = polled.map(|fd| !fd.revents().is_empty());
-        if signalled {
-            let request = match next_signal(signals) {
-                Some(rustix::process::Signal::HUP) => Request::Reload,
-                _ => Request::Stop,
-            };
-            keeper.say(&request, &[])?;
+        if signalled && signals::next(signals).is_some() {
+            keeper.say(&Request::Stop, &[])?;
         }
         if said {
             match keeper.hear()? {

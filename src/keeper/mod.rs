@@ -5,37 +5,38 @@
 //! holds them all, and the server, which does everything, may die at any moment: the keeper starts it
 //! again and hands the descriptors over, readers wait meanwhile. Three processes:
 //!
-//! * **front**: `crfs serve` as an operator starts it. Makes sure that a keeper runs, asks it for the
-//!   server, and waits. Holds nothing; killing it does no harm.
-//! * **keeper** ([`process`]): one thread, one poll loop. Keeps descriptors, starts the server,
+//! * **front** (`client`): `crfs serve` as an operator starts it. Makes sure that a keeper runs, asks it for
+//!   the server, and waits. Holds nothing; killing it does no harm. The other commands ask and leave.
+//! * **keeper** (`process`): one thread, one poll loop. Keeps descriptors, starts the server,
 //!   restarts it when it dies or hangs. Leaves when no server is wanted and no layer is in its hands.
-//! * **server**: the daemon. Knows its store only through [`protocol`], which is systemd's own, so
+//! * **server** (`server`): the daemon. Knows its store only through [`protocol`], which is systemd's own, so
 //!   under systemd there is neither front nor keeper and nothing else differs. [`Held`] is its side.
 //!
 //! Keeper and server hold the same descriptors, so either may die. Only both at once is a loss.
 //!
-//! `main` calls [`run_if_keeper`] before anything else.
+//! What runs in the keeper is `process` and no more; what it shares with the others is the names (`folder`),
+//! the messages ([`protocol`] and `control`) and `signals`. `main` calls [`run_if_keeper`] before anything else.
 
 mod client;
 mod control;
 mod folder;
-mod held;
-pub mod process;
+mod process;
+mod program;
 pub mod protocol;
-mod state;
+mod server;
+mod signals;
 
 pub use client::{Attach, front, is_there, let_go, state, stop, upgrade};
-pub use control::Program;
 pub use folder::Folder;
-pub use held::{Held, is_server, tell_failure};
 pub use process::run_if_keeper;
-pub use state::{Mount, Open, OpenFile, Opened, Phase, State};
+pub use program::Program;
+pub use server::{Held, Mount, Open, OpenFile, Opened, Phase, State, is_server, tell_failure};
 
 use std::io;
 
-/// Name of the listening socket in the store.
+/// Name of containerd's listening socket in the store.
 pub const LISTEN: &str = "listen";
-/// Name of the descriptor of the CRI proxy's listening socket.
+/// Name of the CRI proxy's listening socket in the store.
 pub const LISTEN_CRI: &str = "listen-cri";
 
 /// Name of the memfd of [`State`] in the store.
@@ -44,6 +45,11 @@ pub const STATE: &str = "state";
 /// Name of the server's lock among the descriptors that it is started with. The keeper takes the lock
 /// and the server has it from its first moment to its last; it is in no store.
 pub const LOCK: &str = "lock";
+
+/// Whether this is the name of a layer, and not of what belongs to the server itself.
+fn is_layer(name: &str) -> bool {
+    ![LISTEN, LISTEN_CRI, STATE, LOCK].contains(&name)
+}
 
 /// The root folder, for the keeper and for a server that our keeper started. Not set under systemd.
 pub const ROOT_VARIABLE: &str = "CRFS_KEEPER";

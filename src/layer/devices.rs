@@ -8,14 +8,15 @@
 //! replaced; a descriptor without a mount is let go of at the next start; a handshake that was kept for
 //! neither is forgotten there too.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::fs::kept::Device;
@@ -67,21 +68,31 @@ pub(super) struct Devices {
     mounter: Arc<dyn Mounter>,
     held: Arc<Held>,
     state: Arc<State>,
+    /// What a predecessor left, by target, until it is taken over: listing all mounts for each of them
+    /// would be most of a start with hundreds.
+    left: Mutex<HashMap<PathBuf, DeviceId>>,
     taken_over: AtomicU64,
     lost: AtomicU64,
 }
 
 impl Devices {
-    /// On what a predecessor left, of which is let go what belongs to no mount any more.
-    pub(super) fn new(mounter: Arc<dyn Mounter>, held: Arc<Held>, state: Arc<State>) -> Self {
+    /// On what a predecessor left, of which is let go what belongs to no mount any more and is not
+    /// `detached`.
+    pub(super) fn new(
+        mounter: Arc<dyn Mounter>,
+        held: Arc<Held>,
+        state: Arc<State>,
+        detached: &[FdName],
+    ) -> Self {
         let devices = Self {
             mounter,
             held,
             state,
+            left: Mutex::default(),
             taken_over: AtomicU64::new(0),
             lost: AtomicU64::new(0),
         };
-        if let Err(error) = devices.release_unclaimed() {
+        if let Err(error) = devices.release_unclaimed(detached) {
             tracing::warn!(%error, "descriptors of mounts that are gone may still be held");
         }
         devices
@@ -127,10 +138,15 @@ impl Devices {
         }
     }
 
+    /// Whether somebody's request lies in the queue of a predecessor's mount at `target`.
+    pub(super) fn is_waited_for(&self, target: &Path) -> bool {
+        let held = name_of(target).ok().and_then(|name| self.held.get(&name));
+        held.is_some_and(|fd| look(&fd, PollFlags::IN).contains(PollFlags::IN))
+    }
+
     /// Whether a predecessor's mount at `target` waits to be served.
     pub(super) fn is_handed_over(&self, target: &Path) -> bool {
-        let held = name_of(target).ok().and_then(|name| self.held.get(&name));
-        held.is_some_and(|fd| is_alive(&fd))
+        name_of(target).is_ok_and(|name| self.holds(&name))
     }
 
     /// Takes down what is mounted of ours at `target`, lets go of its descriptor and forgets what was
@@ -139,6 +155,29 @@ impl Devices {
         let count = unmount(&*self.mounter, target)?;
         self.release(&name_of(target)?);
         Ok(count)
+    }
+
+    /// Takes down what is mounted of ours at `target`. Says whether somebody has a file of it open still: then
+    /// its descriptor is held on, until it is [released](Self::release).
+    pub(super) fn detach(&self, target: &Path) -> io::Result<bool> {
+        unmount(&*self.mounter, target)?;
+        let name = name_of(target)?;
+        let in_use = self.holds(&name);
+        if !in_use {
+            self.release(&name);
+        }
+        Ok(in_use)
+    }
+
+    /// Whether a descriptor of that name is held, and something behind it.
+    pub(super) fn holds(&self, name: &FdName) -> bool {
+        self.held.get(name).is_some_and(|fd| is_alive(&fd))
+    }
+
+    /// The device of what was detached, by a predecessor.
+    pub(super) fn detached(&self, name: &FdName, id: DeviceId) -> Option<Device> {
+        let fd = self.held.get(name)?;
+        Some(self.device(fd, id, name.clone()))
     }
 
     fn device(&self, fd: Arc<OwnedFd>, id: DeviceId, name: FdName) -> Device {
@@ -151,7 +190,8 @@ impl Devices {
         }
     }
 
-    fn release(&self, name: &FdName) {
+    /// Lets go of a descriptor and forgets what was kept about it.
+    pub(super) fn release(&self, name: &FdName) {
         let forgotten = self.state.forget(name);
         if let Err(error) = forgotten.and_then(|()| self.held.remove(name)) {
             tracing::warn!(%name, %error, "a mount that is gone is still kept");
@@ -159,10 +199,18 @@ impl Devices {
     }
 
     /// Held descriptors whose mount is gone, and what is kept about such.
-    fn release_unclaimed(&self) -> io::Result<()> {
+    fn release_unclaimed(&self, detached: &[FdName]) -> io::Result<()> {
         let mounts = self.mounter.mounts_below(Path::new("/"))?;
+        // Of several at one target the last is on top.
+        let mut left: HashMap<_, _> = mounts.iter().map(|m| (&m.target, m)).collect();
+        left.retain(|_, top| is_layer(top));
+        *self.left.lock() = left
+            .into_iter()
+            .map(|(target, top)| (target.clone(), top.device))
+            .collect();
         let ours = mounts.iter().filter(|mount| is_layer(mount));
-        let claimed: HashSet<FdName> = ours.filter_map(|m| name_of(&m.target).ok()).collect();
+        let claimed = ours.filter_map(|mount| name_of(&mount.target).ok());
+        let claimed: HashSet<FdName> = claimed.chain(detached.iter().cloned()).collect();
         let held = self.held.layers().into_iter().map(|(name, _)| name);
         let kept: HashSet<FdName> = held.chain(self.state.names()).collect();
         for name in kept.difference(&claimed) {
@@ -174,6 +222,10 @@ impl Devices {
 
     /// The device number of the topmost mount at `target`, if it is ours.
     fn mounted(&self, target: &Path) -> io::Result<Option<DeviceId>> {
+        let left = self.left.lock().remove(target);
+        if left.is_some() {
+            return Ok(left);
+        }
         let mounts = self.mounter.mounts_below(target)?;
         let top = mounts.iter().rfind(|mount| mount.target == target);
         let ours = top.filter(|mount| is_layer(mount));
@@ -204,7 +256,7 @@ pub fn is_layer(mount: &MountEntry) -> bool {
 
 /// The store's name for what is mounted at `target`: `layer-<id>` after a snapshot's folder
 /// (`<root>/snapshots/<id>/fs`), elsewhere after the path.
-fn name_of(target: &Path) -> io::Result<FdName> {
+pub(super) fn name_of(target: &Path) -> io::Result<FdName> {
     let folder = target.parent().and_then(Path::file_name);
     let id = folder
         .and_then(|name| name.to_str())
@@ -222,16 +274,22 @@ fn name_of(target: &Path) -> io::Result<FdName> {
 /// Whether there is a mount behind the descriptor: else `/dev/fuse` reports an error
 /// (`fuse_dev_poll`).
 fn is_alive(fd: &OwnedFd) -> bool {
-    let mut polled = [PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::empty())];
+    !look(fd, PollFlags::empty()).contains(PollFlags::ERR)
+}
+
+/// What `/dev/fuse` reports just now; an error if it cannot be asked.
+fn look(fd: &OwnedFd, wanted: PollFlags) -> PollFlags {
+    let mut polled = [PollFd::from_borrowed_fd(fd.as_fd(), wanted)];
     let now = Timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    let looked = rustix::event::poll(&mut polled, Some(&now));
-    looked.is_ok()
-        && polled
+    match rustix::event::poll(&mut polled, Some(&now)) {
+        Ok(_) => polled
             .iter()
-            .all(|fd| !fd.revents().contains(PollFlags::ERR))
+            .fold(PollFlags::empty(), |all, fd| all | fd.revents()),
+        Err(_) => PollFlags::ERR,
+    }
 }
 
 #[cfg(test)]
@@ -242,7 +300,7 @@ mod tests {
     fn devices(mounter: &Arc<Recorder>) -> Devices {
         let held = Arc::new(Held::without_store());
         let state = Arc::new(held.state().unwrap());
-        Devices::new(Arc::clone(mounter) as _, held, state)
+        Devices::new(Arc::clone(mounter) as _, held, state, &[])
     }
 
     #[test]
@@ -274,6 +332,10 @@ mod tests {
         let third = successor.open(target, &layer).unwrap();
         assert!(successor.is_handed_over(target));
         assert!(!third.is_taken_over());
+        assert_eq!(
+            (successor.health().lost, successor.health().taken_over),
+            (1, 0)
+        );
         let lazy = Step::Unmount {
             target: target.to_owned(),
             lazy: true,
@@ -294,7 +356,11 @@ mod tests {
         let gone = Path::new("/r/snapshots/1/fs");
         mounter.unmount(gone, true).unwrap();
         let (held, state) = (Arc::clone(&first.held), Arc::clone(&first.state));
-        let next = Devices::new(mounter, held, state);
+        let detached = [name_of(gone).unwrap()];
+        let (mounts, fds) = (Arc::clone(&mounter), Arc::clone(&held));
+        let kept = Devices::new(mounts, fds, Arc::clone(&state), &detached);
+        assert!(kept.holds(&detached[0]), "open files of it are served on");
+        let next = Devices::new(mounter, held, state, &[]);
         assert!(!next.is_handed_over(gone));
         assert!(next.is_handed_over(Path::new("/r/snapshots/2/fs")));
     }

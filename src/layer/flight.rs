@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
+use tracing::Instrument as _;
 
 use crate::layer::NotLazy;
 
@@ -66,9 +67,9 @@ where
         let mut flights = self.flights.lock();
         flights.retain(|_, flight| !flight.is_stale(self.keep));
         let flight = flights.entry(key).or_insert_with(|| {
-            let task = tokio::spawn(work);
+            let task = tokio::spawn(work.in_current_span());
             let outcome = async move {
-                let lost = |error| NotLazy::Local(format!("internal error: {error}"));
+                let lost = |error: tokio::task::JoinError| NotLazy::Internal(error.to_string());
                 task.await.unwrap_or_else(|error| Err(lost(error)))
             };
             Flight {
@@ -137,6 +138,6 @@ mod tests {
     async fn work_that_panics_is_an_error_for_its_waiters() {
         let flights = Flights::<_, u32>::new(Duration::ZERO);
         let outcome = flights.join("key", async { panic!("on purpose") }).await;
-        assert!(matches!(outcome, Err(NotLazy::Local(_))), "{outcome:?}");
+        assert!(matches!(outcome, Err(NotLazy::Internal(_))), "{outcome:?}");
     }
 }

@@ -76,28 +76,27 @@ impl Images {
     }
 }
 
-/// The manifest of `image` for this machine, whichever its tag leads to now.
+/// The manifest of `image` for this machine, whichever its tag leads to now, and its digest.
 pub(super) async fn manifest_of(
     client: &registry::Client,
     image: &Reference,
-) -> Result<Manifest, NotLazy> {
-    let registry = |error: registry::Error| NotLazy::Registry(error.to_string());
-    let fetched = client.manifest(image).await.map_err(registry)?;
+) -> Result<(Digest, Manifest), NotLazy> {
+    let fetched = client.manifest(image).await?;
     if !fetched.media_type.is_index() {
-        return Manifest::parse(&fetched.bytes).map_err(|e| NotLazy::Invalid(e.to_string()));
+        let manifest = Manifest::parse(&fetched.bytes);
+        let manifest = manifest.map_err(|e| NotLazy::Invalid(e.to_string()))?;
+        return Ok((fetched.digest, manifest));
     }
     let index = Index::parse(&fetched.bytes).map_err(|e| NotLazy::Invalid(e.to_string()))?;
     let ours = index
         .for_this_machine()
         .ok_or_else(|| NotLazy::Invalid(format!("{image} is not for this machine")))?;
-    read_manifest(client, &image.with_digest(ours.digest)).await
+    let manifest = read_manifest(client, &image.with_digest(ours.digest)).await?;
+    Ok((ours.digest, manifest))
 }
 
 /// `image` is pinned to a digest, so what comes back has been verified against it.
 async fn read_manifest(client: &registry::Client, image: &Reference) -> Result<Manifest, NotLazy> {
-    let fetched = client
-        .manifest(image)
-        .await
-        .map_err(|e| NotLazy::Registry(e.to_string()))?;
+    let fetched = client.manifest(image).await?;
     Manifest::parse(&fetched.bytes).map_err(|e| NotLazy::Invalid(e.to_string()))
 }

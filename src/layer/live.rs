@@ -8,8 +8,8 @@
 //! the content and its fetching, is shared by all mounts of a layer.
 //!
 //! # Locking
-//! The map of mounts is locked to look up and change it, never across I/O, and before the maps of
-//! content. The snapshotter orders
+//! The map of mounts is locked to look up and change it, never across I/O, and before that of detached
+//! ones and the maps of content. The snapshotter orders
 //! the calls that are about one target.
 //!
 //! # Crash behaviour
@@ -17,8 +17,12 @@
 //! records.
 
 mod content;
+mod detached;
 mod pulse;
+mod report;
 mod starts;
+
+pub use report::{Judged, MountReport, Sums};
 
 use std::collections::HashMap;
 use std::io;
@@ -33,10 +37,12 @@ use parking_lot::Mutex;
 use crate::blob::fetch::Fetcher;
 use crate::blob::{Blob, ReadAt as _};
 use crate::fs::{self, Below, Index, LayerFs, ServeOptions, Served, Turns, Unlisted};
+use crate::keeper::protocol::FdName;
 use crate::keeper::{Held, State};
 use crate::layer::devices::Devices;
 use crate::layer::flight::Flights;
 use crate::layer::images::{self, Images};
+use crate::layer::live::detached::Notes;
 use crate::layer::profile::{self, Folder, Recorder};
 use crate::layer::resolve::Resolver;
 use crate::layer::start::Start;
@@ -54,6 +60,8 @@ const MAX_UNLISTED: usize = 20_000;
 pub struct Parts {
     /// Folder of indexes, made if it is missing.
     pub indexes: PathBuf,
+    /// Folder of notes on layers that were unmounted while in use.
+    pub detached: PathBuf,
     /// Client for every registry.
     pub client: registry::Client,
     /// What brings content into the node's cache.
@@ -94,6 +102,9 @@ pub struct LiveLayers {
     resolver: Arc<Resolver>,
     images: Images,
     mounts: Mutex<HashMap<PathBuf, Mount>>,
+    /// What is served though it was unmounted, by the name of its descriptor.
+    detached: Mutex<HashMap<FdName, Mount>>,
+    notes: Notes,
     /// Content by layer, shared by all mounts of it, and where it may be had.
     blobs: Mutex<HashMap<Digest, (Weak<Blob>, Sources)>>,
     profiles: Arc<Folder>,
@@ -130,10 +141,12 @@ impl LiveLayers {
             tracing::warn!(%error, "old profiles stay");
         }
         let recorder = Recorder::new(Arc::clone(&profiles), parts.profile.clone());
+        let notes = Notes::new(parts.detached.clone());
         let devices = Devices::new(
             Arc::clone(&parts.mounter),
             Arc::clone(&parts.held),
             Arc::clone(&parts.state),
+            &notes.names(),
         );
         Ok(Arc::new_cyclic(|me| Self {
             me: me.clone(),
@@ -147,11 +160,18 @@ impl LiveLayers {
             resolver,
             images,
             mounts: Mutex::default(),
+            detached: Mutex::default(),
+            notes,
             blobs: Mutex::default(),
             sweeping: tokio::sync::RwLock::default(),
             sweeper: Arc::default(),
             unmounts: AtomicU64::new(0),
         }))
+    }
+
+    /// Whether somebody waits for a mount that a predecessor left at `target`.
+    pub fn is_waited_for(&self, target: &Path) -> bool {
+        self.devices.is_waited_for(target)
     }
 
     /// Serves a mount that a predecessor left, if its index is on disk: nothing is fetched, so it is
@@ -284,9 +304,10 @@ impl LiveLayers {
     /// All layers that are mounted or may be mounted again.
     fn kept(&self, live: &[LayerRecord]) -> Kept {
         let live = live.iter().map(|record| (record, None));
-        let mounts = self.mounts.lock();
+        let (mounts, detached) = (self.mounts.lock(), self.detached.lock());
         let mounted = mounts
             .values()
+            .chain(detached.values())
             .map(|mount| (&mount.record, Some(Arc::clone(&mount.index))));
         // Of two for one path the later stays: the one that is open.
         live.chain(mounted)
@@ -355,7 +376,7 @@ impl Layers for LiveLayers {
         image: &'a Reference,
     ) -> BoxFuture<'a, Result<Vec<Digest>, NotLazy>> {
         async move {
-            let manifest = images::manifest_of(&self.parts.client, image).await?;
+            let (_, manifest) = images::manifest_of(&self.parts.client, image).await?;
             Ok(manifest.layers.iter().map(|layer| layer.digest).collect())
         }
         .boxed()
@@ -406,17 +427,15 @@ impl Layers for LiveLayers {
     }
 
     fn unmount<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, io::Result<()>> {
-        let removed = self.mounts.lock().remove(target);
-        if let Some(mount) = &removed {
-            self.forget_start(&mount.record);
-        }
-        self.unmounts.fetch_add(1, Ordering::Relaxed);
-        let (devices, target) = (Arc::clone(&self.devices), target.to_owned());
         async move {
-            let closed = tokio::task::spawn_blocking(move || devices.close(&target));
-            let result = closed.await.map_err(io::Error::other)?;
-            drop(removed);
-            result.map(drop)
+            // What stays in use keeps its index.
+            let _unswept = self.sweeping.read().await;
+            let removed = self.mounts.lock().remove(target);
+            if let Some(mount) = &removed {
+                self.forget_start(&mount.record);
+            }
+            self.unmounts.fetch_add(1, Ordering::Relaxed);
+            self.take_down(target, removed).await
         }
         .boxed()
     }

@@ -8,6 +8,7 @@ mod flight;
 mod images;
 mod live;
 pub mod profile;
+mod reason;
 mod resolve;
 mod spool;
 mod start;
@@ -25,7 +26,8 @@ use crate::oci::{Digest, LayerLabels, Reference};
 use crate::stargz::Limits;
 
 pub use devices::{Health, is_layer, unmount};
-pub use live::{LiveLayers, Parts};
+pub use live::{Judged, LiveLayers, MountReport, Parts, Sums};
+pub use reason::{NotLazy, Reason};
 
 /// Most images that are kept of a layer beside the first.
 const MAX_ALSO: usize = 7;
@@ -97,59 +99,6 @@ impl LayerRecord {
         parsed
             .map(|image| image.with_digest(self.manifest))
             .collect()
-    }
-}
-
-/// Why a layer is not lazy. Each has a name (for metrics and `crfs why`) and a sentence.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum NotLazy {
-    /// containerd did not say which layer of which image this is.
-    #[error("{0}")]
-    Labels(#[from] crate::oci::LabelError),
-    /// The manifest does not list the layer.
-    #[error("manifest {manifest} has no layer of this digest")]
-    NotInManifest {
-        /// The manifest that was read.
-        manifest: Digest,
-    },
-    /// Not a gzip-compressed tar.
-    #[error("media type {0} cannot be read lazily (a gzip-compressed tar in eStargz form can)")]
-    MediaType(String),
-    /// A gzip-compressed tar without a TOC.
-    #[error("an ordinary gzip layer without a TOC (crfs convert makes it eStargz)")]
-    PlainGzip,
-    /// An ordinary layer, or one with a TOC that nothing promises.
-    #[error(
-        "no annotation containerd.io/snapshot/stargz/toc.digest, as on every ordinary layer: what \
-         nobody promised cannot be verified (crfs convert makes an image that can be read lazily)"
-    )]
-    NoTocDigest,
-    /// The blob is damaged or hostile.
-    #[error("{0}")]
-    Invalid(String),
-    /// The registry could not be reached or refused.
-    #[error("registry: {0}")]
-    Registry(String),
-    /// It was readable but could not be mounted or stored on this node.
-    #[error("{0}")]
-    Local(String),
-}
-
-impl NotLazy {
-    /// The reason's name: a label value in metrics, a key in `--json`.
-    #[must_use]
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Labels(_) => "labels",
-            Self::NotInManifest { .. } => "not_in_manifest",
-            Self::MediaType(_) => "media_type",
-            Self::PlainGzip => "plain_gzip",
-            Self::NoTocDigest => "no_toc_digest",
-            Self::Invalid(_) => "invalid",
-            Self::Registry(_) => "registry",
-            Self::Local(_) => "local",
-        }
     }
 }
 

@@ -87,7 +87,12 @@ impl Resolver {
 
     /// Whether the manifest promises what a lazy layer needs.
     pub(super) fn can_be_lazy(&self, image: &Reference, layer: &Descriptor) -> bool {
-        self.promise(image, layer).is_ok()
+        self.refusal(image, layer).is_none()
+    }
+
+    /// Why a layer cannot be lazy, as far as the manifest tells.
+    pub(super) fn refusal(&self, image: &Reference, layer: &Descriptor) -> Option<NotLazy> {
+        self.promise(image, layer).err()
     }
 
     /// Sees to it that the layer's index is on disk; gives the digest of its TOC. It is a layer of
@@ -151,7 +156,7 @@ impl Resolver {
     ) -> Result<Digest, NotLazy> {
         let _reader = self.readers.acquire().await;
         let source = Sources::new(&self.client, images, layer.digest, layer.size);
-        let source = source.map_err(|error| NotLazy::Registry(error.to_string()))?;
+        let source = source?;
         let most = self.limits.toc_json / RATIO;
         let reading = Reading {
             source: &source,
@@ -173,7 +178,7 @@ impl Resolver {
             indexes: self.indexes.clone(),
         };
         let built = tokio::task::spawn_blocking(move || work.run()).await;
-        built.unwrap_or_else(|error| Err(NotLazy::Local(format!("internal error: {error}"))))
+        built.unwrap_or_else(|error| Err(NotLazy::Internal(error.to_string())))
     }
 }
 
@@ -197,19 +202,19 @@ struct Build {
 
 impl Build {
     fn run(self) -> Result<Digest, NotLazy> {
-        let invalid = |error: crate::stargz::Error| NotLazy::Invalid(error.to_string());
         let promised = match &self.promise {
             Promise::Digest(promised) => Some(promised),
             Promise::Nothing => None,
         };
-        let toc = Toc::unpack(Box::new(self.member), promised, &self.limits).map_err(invalid)?;
+        let toc = Toc::unpack(Box::new(self.member), promised, &self.limits).map_err(refused)?;
         let digest = *toc.digest();
         let path = self
             .indexes
             .join(format!("{}-{}", self.layer.hex(), digest.hex()));
         let built = index::build(&toc, &self.limits, self.data_end, self.layer, &path);
         built.map(|()| digest).map_err(|error| match error {
-            index::Error::Toc(_) | index::Error::Tree { .. } => NotLazy::Invalid(error.to_string()),
+            index::Error::Toc(error) => refused(error),
+            index::Error::Tree { .. } => NotLazy::Invalid(error.to_string()),
             _ => NotLazy::Local(error.to_string()),
         })
     }
@@ -254,7 +259,7 @@ impl Reading<'_> {
         if claimed > self.most {
             let most = self.most;
             let why = format!("a TOC of {claimed} bytes, compressed; the limit is {most}");
-            return Err(NotLazy::Invalid(why));
+            return Err(NotLazy::TooLarge(why));
         }
         let tail_end = end - tail_start;
         let (spool, range) = match footer.toc_offset.checked_sub(tail_start) {
@@ -269,13 +274,20 @@ impl Reading<'_> {
     }
 
     async fn range(&self, range: Range<u64>) -> Result<Spool, NotLazy> {
-        let registry = |error: registry::Error| NotLazy::Registry(error.to_string());
         let mut spool = Spool::new(self.folder.to_owned());
-        let mut stream = self.source.range(range).await.map_err(registry)?;
-        while let Some(piece) = stream.try_next().await.map_err(registry)? {
+        let mut stream = self.source.range(range).await?;
+        while let Some(piece) = stream.try_next().await? {
             spool.push(&piece).map_err(unspooled)?;
         }
         Ok(spool)
+    }
+}
+
+/// A TOC that is not taken.
+fn refused(error: crate::stargz::Error) -> NotLazy {
+    match error {
+        crate::stargz::Error::TocTooLarge { .. } => NotLazy::TooLarge(error.to_string()),
+        error => NotLazy::Invalid(error.to_string()),
     }
 }
 
@@ -386,7 +398,7 @@ mod tests {
                     ..reading
                 };
                 let refused = reading.toc_member(hinted).await;
-                assert!(matches!(refused, Err(NotLazy::Invalid(_))), "{hinted:?}");
+                assert!(matches!(refused, Err(NotLazy::TooLarge(_))), "{hinted:?}");
                 blob.requests.fetch_sub(1, Ordering::SeqCst);
                 assert_eq!(blob.requests.into_inner(), requests, "{hinted:?}");
             }

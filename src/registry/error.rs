@@ -174,7 +174,33 @@ pub enum Error {
     Protocol(String),
 }
 
+/// What an [`Error`] comes down to, for whoever has to do something about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// Other credentials are needed.
+    Unauthorized,
+    /// It is not there (any more).
+    NotFound,
+    /// The registry does not answer, or nothing of use, or must not be asked.
+    Unreachable,
+    /// Everything else.
+    Other,
+}
+
 impl Error {
+    /// What it comes down to.
+    #[must_use]
+    pub fn trouble(&self) -> Trouble {
+        match self {
+            Self::Deadline { last, .. } => last.trouble(),
+            Self::Unauthorized { .. } | Self::Credentials { .. } => Trouble::Unauthorized,
+            Self::NotFound { .. } => Trouble::NotFound,
+            Self::Tls { .. } | Self::Egress { .. } => Trouble::Unreachable,
+            error if error.is_transient() => Trouble::Unreachable,
+            _ => Trouble::Other,
+        }
+    }
+
     /// Whether the same request may succeed later without anybody doing anything.
     #[must_use]
     pub fn is_transient(&self) -> bool {

@@ -46,7 +46,7 @@ pub use credentials::{
     Anonymous, Chain, Config as CredentialsConfig, Credential, Credentials, DockerConfig, Finding,
     Found, Learned, Providers, PullSecrets, Pulled, Secret,
 };
-pub use error::Error;
+pub use error::{Error, Trouble};
 pub use payload::Payload;
 pub use push::Pushed;
 pub use source::{ByteStream, RangeSource};

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
-use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, HeaderValue, LOCATION};
+use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, HeaderValue, LOCATION, RANGE};
 use reqwest::{Method, Response, StatusCode};
 use tokio::time::timeout;
 use url::Url;
@@ -202,7 +202,10 @@ impl Transport {
                 _ => self.limits.progress,
             };
             match timeout(patience, &mut send).await {
-                Ok(result) => return result.map_err(|e| explain(&e, request.what, &request.url)),
+                Ok(result) => {
+                    told(request, &result);
+                    return result.map_err(|e| explain(&e, request.what, &request.url));
+                }
                 Err(_) if meter.bytes() > seen => seen = meter.bytes(),
                 Err(_) => {
                     return Err(Error::Stalled {
@@ -214,6 +217,15 @@ impl Transport {
             }
         }
     }
+}
+
+/// A line for each request, within the span of what it is for. Not the address: that of a redirect may
+/// carry a signature.
+fn told(request: &Request<'_>, result: &reqwest::Result<Response>) {
+    let status = result.as_ref().map_or(0, |answer| answer.status().as_u16());
+    let (host, what) = (host_of(&request.url), request.what);
+    let range = request.headers.get(RANGE);
+    tracing::debug!(host, %what, ?range, status, "http request");
 }
 
 impl Answer {

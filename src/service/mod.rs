@@ -1,8 +1,9 @@
 //! gRPC messages to snapshotter calls and back; no decision is taken here.
 //!
-//! containerd's Snapshots service on a unix socket. Calls that change state run in tasks of their
+//! containerd's Snapshots service and our own control API ([`control`]) on a unix socket. Calls that change state run in tasks of their
 //! own ([`crate::snapshotter`]), as tonic drops a handler whose client went away.
 
+pub mod control;
 mod convert;
 pub mod socket;
 mod status;
@@ -12,9 +13,11 @@ use containerd_snapshots::api::snapshots::v1::snapshots_server::{Snapshots, Snap
 use futures::stream::{BoxStream, StreamExt as _};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
+use tracing::Instrument as _;
 
 pub use status::status;
 
+use crate::report::Node;
 use crate::snapshotter::filter::Filters;
 use crate::snapshotter::{Error, Key, Mask, Prepared, Snapshotter, labels};
 
@@ -38,16 +41,19 @@ pub fn server(snapshotter: Snapshotter) -> SnapshotsServer<Service> {
 #[error(transparent)]
 pub struct ServeError(#[from] tonic::transport::Error);
 
-/// Serves on connections of `incoming` until `end`, then lets answers under way finish.
+/// Serves, with `node` also the control API, on connections of `incoming` until `end`, then lets answers under way finish.
 ///
 /// # Errors
 /// The listener failed for good.
 pub async fn serve(
     snapshotter: Snapshotter,
+    node: Option<Node>,
     incoming: UnixListenerStream,
     end: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let server = tonic::transport::Server::builder().add_service(server(snapshotter));
+    let server = tonic::transport::Server::builder()
+        .add_service(server(snapshotter))
+        .add_optional_service(node.map(control::server));
     Ok(server.serve_with_incoming_shutdown(incoming, end).await?)
 }
 
@@ -63,7 +69,9 @@ impl Snapshots for Service {
         let key = key(request.key)?;
         let parent = Key::optional(request.parent);
         let labels = labels(request.labels).map_err(status)?;
-        match self.0.prepare(key, parent, labels).await.map_err(status)? {
+        let span = span("prepare", &key);
+        let prepared = self.0.prepare(key, parent, labels).instrument(span).await;
+        match prepared.map_err(status)? {
             Prepared::Mounts(mounts) => Ok(Response::new(api::PrepareSnapshotResponse {
                 mounts: convert::mounts(mounts),
             })),
@@ -81,7 +89,9 @@ impl Snapshots for Service {
         let key = key(request.key)?;
         let parent = Key::optional(request.parent);
         let labels = labels(request.labels).map_err(status)?;
-        let mounts = self.0.view(key, parent, labels).await.map_err(status)?;
+        let span = span("view", &key);
+        let mounts = self.0.view(key, parent, labels).instrument(span).await;
+        let mounts = mounts.map_err(status)?;
         Ok(Response::new(api::ViewSnapshotResponse {
             mounts: convert::mounts(mounts),
         }))
@@ -89,7 +99,8 @@ impl Snapshots for Service {
 
     async fn mounts(&self, request: Request<api::MountsRequest>) -> Answer<api::MountsResponse> {
         let key = key(request.into_inner().key)?;
-        let mounts = self.0.mounts(&key).await.map_err(status)?;
+        let mounts = self.0.mounts(&key).instrument(span("mounts", &key)).await;
+        let mounts = mounts.map_err(status)?;
         Ok(Response::new(api::MountsResponse {
             mounts: convert::mounts(mounts),
         }))
@@ -99,13 +110,16 @@ impl Snapshots for Service {
         let request = request.into_inner();
         let (name, key) = (key(request.name)?, key(request.key)?);
         let labels = labels(request.labels).map_err(status)?;
-        self.0.commit(name, key, labels).await.map_err(status)?;
+        let span = span("commit", &key);
+        let committed = self.0.commit(name, key, labels).instrument(span).await;
+        committed.map_err(status)?;
         Ok(Response::new(()))
     }
 
     async fn remove(&self, request: Request<api::RemoveSnapshotRequest>) -> Answer<()> {
         let key = key(request.into_inner().key)?;
-        self.0.remove(key).await.map_err(status)?;
+        let span = span("remove", &key);
+        self.0.remove(key).instrument(span).await.map_err(status)?;
         Ok(Response::new(()))
     }
 
@@ -157,6 +171,11 @@ impl Snapshots for Service {
         self.0.cleanup().await.map_err(status)?;
         Ok(Response::new(()))
     }
+}
+
+/// What a call leads to, down to HTTP requests, is logged within its span.
+fn span(call: &'static str, key: &Key) -> tracing::Span {
+    tracing::debug_span!("grpc", call, %key)
 }
 
 fn key(text: String) -> Result<Key, Status> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
+use tracing::Instrument as _;
 
 type Flight<T> = Shared<BoxFuture<'static, Option<T>>>;
 
@@ -37,10 +38,11 @@ impl<K: Clone + Eq + Hash + Send + 'static, T: Clone + Send + Sync + 'static> Fl
                     key: key.clone(),
                     flights: Arc::clone(&self.0),
                 };
-                let task = tokio::spawn(async move {
+                let landed = async move {
                     let _landing = landing;
                     attempt.await
-                });
+                };
+                let task = tokio::spawn(landed.in_current_span());
                 let flight = task.map(Result::ok).boxed().shared();
                 flights.insert(key.clone(), flight.clone());
                 flight

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::layer::{LayerRecord, NotLazy};
 use crate::oci::{Digest, LayerLabels, label};
-use crate::snapshotter::model::{Key, Kind, Labels, Record, Stamp, Usage};
+use crate::snapshotter::model::{Key, Kind, Labels, Record, Refused, Stamp, Usage};
 use crate::snapshotter::persist::Steps;
 use crate::snapshotter::{Error, Inner, Making, blocking};
 use crate::store::Step;
@@ -20,50 +20,34 @@ const STEPS: Steps = Steps {
     done: Step::LazyDone,
 };
 
-/// Why a layer is not served lazily.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Refusal {
-    /// The layer, or its registry, does not allow it.
-    #[error(transparent)]
-    NotLazy(NotLazy),
-    /// This node does not.
-    #[error(transparent)]
-    Failed(#[from] Error),
-}
-
-impl Refusal {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::NotLazy(reason) => reason.name(),
-            Self::Failed(_) => "local",
+/// A failure of this node's.
+impl From<Error> for NotLazy {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Internal(why) => Self::Internal(why),
+            error => Self::Local(error.to_string()),
         }
     }
 }
 
 impl Inner {
-    /// True if the target is there as a lazy snapshot on this parent, perhaps since this call.
-    /// False if containerd has to unpack it; one log line has said why.
+    /// `None` if the target is there as a lazy snapshot on this parent, perhaps since this call.
+    /// Otherwise containerd has to unpack it: one log line has said why, and it is counted.
     pub(super) async fn answer_lazily(
         self: &Arc<Self>,
         target: &str,
         parent: Option<&Key>,
         labels: &Labels,
-    ) -> Result<bool, Error> {
+    ) -> Option<Refused> {
         let given = labels.clone().into_iter().collect();
         let layer = match LayerLabels::parse(&given) {
             Ok(layer) => layer,
-            Err(_) if self.has_target(target, parent) => return Ok(true),
-            Err(error) => {
-                let text = labels
-                    .get(label::LAYER_DIGEST)
-                    .map_or("unknown", String::as_str);
-                log_refusal(text, target, &Refusal::NotLazy(error.into()));
-                return Ok(false);
-            }
+            Err(_) if self.has_target(target, parent) => return None,
+            Err(error) => return Some(self.refuse(&error.into(), target, labels)),
         };
         if self.has_target(target, parent) {
             self.note_source(target, parent, &layer).await;
-            return Ok(true);
+            return None;
         }
         self.layers.announce(&layer);
         let flight = (target.to_owned(), parent.cloned());
@@ -80,17 +64,25 @@ impl Inner {
         match landed.await {
             Some(Ok(())) => {
                 self.note_source(target, parent, &layer).await;
-                Ok(true)
+                None
             }
-            Some(Err(refusal)) => {
-                log_refusal(&layer.layer.to_string(), target, &refusal);
-                Ok(false)
-            }
+            Some(Err(why)) => Some(self.refuse(&why, target, labels)),
             None => {
-                tracing::error!(layer = %layer.layer, target, "lazy prepare panicked");
-                Ok(false)
+                let why = NotLazy::Internal("the lazy prepare panicked".to_owned());
+                Some(self.refuse(&why, target, labels))
             }
         }
+    }
+
+    /// The one line that says which layer is not lazy, and why; what is kept of it.
+    fn refuse(&self, why: &NotLazy, target: &str, labels: &Labels) -> Refused {
+        let reason = why.reason();
+        self.counts.count_refused(reason);
+        let layer = labels.get(label::LAYER_DIGEST);
+        let layer = layer.map_or("unknown", String::as_str);
+        let name = reason.name();
+        tracing::warn!(layer, target, reason = name, %why, "layer is not lazy, containerd unpacks it");
+        Refused::new(reason, &why.to_string(), labels)
     }
 
     fn has_target(&self, target: &str, parent: Option<&Key>) -> bool {
@@ -102,7 +94,7 @@ impl Inner {
         layer: LayerLabels,
         parent: Option<Key>,
         labels: Labels,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), NotLazy> {
         let target = labels.get(label::SNAPSHOT_REF).cloned().unwrap_or_default();
         if self.has_target(&target, parent.as_ref()) {
             // An attempt ended between the caller's look and this one's begin.
@@ -114,7 +106,7 @@ impl Inner {
                 self.enter_lazy(making.id, lazy, &target, parent, labels)
                     .await
             }
-            Err(refusal) => Err(refusal),
+            Err(why) => Err(why),
         };
         match entered {
             Ok(true) => {
@@ -125,9 +117,9 @@ impl Inner {
                 self.discard(making.id).await;
                 Ok(())
             }
-            Err(refusal) => {
+            Err(why) => {
                 self.discard(making.id).await;
-                Err(refusal)
+                Err(why)
             }
         }
     }
@@ -137,7 +129,7 @@ impl Inner {
         making: &Making<'_>,
         layer: &LayerLabels,
         parent: Option<&Key>,
-    ) -> Result<LayerRecord, Refusal> {
+    ) -> Result<LayerRecord, NotLazy> {
         let (inner, id) = (Arc::clone(self), making.id);
         blocking(move || {
             inner.snapshots.folder(id).create(Kind::Committed, None)?;
@@ -146,10 +138,10 @@ impl Inner {
         .await?;
         let fs = self.snapshots.folder(id).fs();
         let mounted = self.layers.mount(layer, &fs).await;
-        let mut lazy = mounted.map_err(Refusal::NotLazy)?;
+        let mut lazy = mounted?;
         let below = self.stack(parent)?;
         let unlisted = self.layers.inherit(&fs, &below).await;
-        lazy.unlisted = unlisted.map_err(Refusal::NotLazy)?;
+        lazy.unlisted = unlisted?;
         self.fault(Step::LazyMounted)?;
         Ok(lazy)
     }
@@ -176,7 +168,7 @@ impl Inner {
         target: &str,
         parent: Option<Key>,
         labels: Labels,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<bool, NotLazy> {
         let name = lazy_name(target, parent.as_ref(), 1)?;
         let _held = self.locks.hold(&[&name], parent.as_ref()).await;
         let key = {
@@ -212,6 +204,7 @@ impl Inner {
                 inodes: usage.inodes,
             }),
             lazy: Some(lazy),
+            refused: None,
         };
         self.persist(record, None, STEPS).await?;
         Ok(true)
@@ -228,10 +221,4 @@ fn lazy_name(target: &str, parent: Option<&Key>, number: u32) -> Result<Key, Err
         1 => Key::new(format!("lazy/{target}/{parent}")),
         number => Key::new(format!("lazy/{target}/{parent}/{number}")),
     }
-}
-
-/// The one line that says which layer is not lazy, and why.
-fn log_refusal(layer: &str, target: &str, refusal: &Refusal) {
-    let reason = refusal.name();
-    tracing::warn!(layer, target, reason, why = %refusal, "layer is not lazy, containerd unpacks it");
 }

@@ -22,6 +22,7 @@
 
 mod cleanup;
 mod commit;
+mod counts;
 mod error;
 pub mod filter;
 mod flights;
@@ -51,16 +52,18 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
+pub use counts::Counts;
 pub use error::Error;
 pub use fsck::{Finding, Report, Severity, fsck};
 pub use health::Degraded;
-pub use model::{Key, Kind, Labels, Record, Stamp, Usage, labels};
+pub use model::{Key, Kind, Labels, Record, Refused, Stamp, Usage, labels};
 pub use prepare::Prepared;
 pub use recover::lazy_layers;
 pub use update::Mask;
 
-use crate::layer::Layers;
+use crate::layer::{Layers, NotLazy};
 use crate::overlay::options::{Features, Mount};
 use crate::snapshotter::filter::Filters;
 use crate::snapshotter::flights::Flights;
@@ -96,8 +99,9 @@ struct Inner {
     table: RwLock<Table>,
     locks: Locks,
     /// Lazy Prepares under way, by chain id and parent.
-    lazy: Flights<(String, Option<Key>), Result<(), Arc<lazy::Refusal>>>,
+    lazy: Flights<(String, Option<Key>), Result<(), Arc<NotLazy>>>,
     health: Health,
+    counts: counts::Counters,
     layers: Arc<dyn Layers>,
     overlay: Features,
     faults: Faults,
@@ -153,7 +157,13 @@ impl Snapshotter {
         parent: Option<Key>,
         labels: Labels,
     ) -> Result<Vec<Mount>, Error> {
-        self.task(|inner| async move { inner.create(Kind::View, key, parent, labels).await })
+        let new = prepare::New {
+            kind: Kind::View,
+            key,
+            labels,
+            refused: None,
+        };
+        self.task(|inner| async move { inner.create(new, parent).await })
             .await
     }
 
@@ -231,6 +241,18 @@ impl Snapshotter {
         self.0.degraded()
     }
 
+    /// How Prepares that named a layer were answered since the start.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.0.counts.get()
+    }
+
+    /// All snapshots, by key.
+    #[must_use]
+    pub fn records(&self) -> Vec<Arc<Record>> {
+        self.0.table.read().iter().cloned().collect()
+    }
+
     /// The folder in which a snapshot's files are.
     #[must_use]
     pub fn files(&self, record: &Record) -> PathBuf {
@@ -275,10 +297,11 @@ impl Snapshotter {
             return Err(Error::Stopping);
         }
         let call = call(Arc::clone(&self.0));
-        let task = tokio::spawn(async move {
+        let call = async move {
             let _running = running;
             call.await
-        });
+        };
+        let task = tokio::spawn(call.in_current_span());
         task.await
             .unwrap_or_else(|error| Err(Error::Internal(error.to_string())))
     }

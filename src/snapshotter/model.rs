@@ -8,8 +8,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::layer::LayerRecord;
-use crate::oci::label;
+use crate::layer::{LayerRecord, Reason};
+use crate::oci::{Digest, label};
 use crate::snapshotter::Error;
 
 /// Most characters of a key shown in a message.
@@ -80,6 +80,44 @@ pub struct Record {
     pub usage: Option<Usage>,
     /// What is needed to mount it again, if it is a lazy layer.
     pub lazy: Option<LayerRecord>,
+    /// Why it is not lazy, if containerd asked for that and unpacked it instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Refused>,
+}
+
+/// Why a layer is not lazy, as it is kept with its snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// The reason.
+    pub reason: Reason,
+    /// The same in a sentence, cut to [`MAX_WHY`] characters.
+    pub why: String,
+    /// The image it was pulled as part of, if containerd said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The manifest that names it, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<Digest>,
+    /// Digest of the compressed blob, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<Digest>,
+}
+
+/// Most characters that are kept of why a layer is not lazy.
+pub const MAX_WHY: usize = 1000;
+
+impl Refused {
+    /// What is kept of a refusal, with what the labels of the Prepare say of the layer.
+    pub(super) fn new(reason: Reason, why: &str, labels: &Labels) -> Self {
+        let digest = |key: &str| labels.get(key)?.parse().ok();
+        Self {
+            reason,
+            why: why.chars().take(MAX_WHY).collect(),
+            image: labels.get(label::IMAGE_REF).cloned(),
+            manifest: digest(label::MANIFEST_DIGEST),
+            layer: digest(label::LAYER_DIGEST),
+        }
+    }
 }
 
 impl Key {

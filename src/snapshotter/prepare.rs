@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::oci::label;
 use crate::overlay::options::Mount;
-use crate::snapshotter::model::{Key, Kind, Labels, Record, Stamp};
+use crate::snapshotter::model::{Key, Kind, Labels, Record, Refused, Stamp};
 use crate::snapshotter::persist::Steps;
 use crate::snapshotter::{Error, Inner, blocking};
 use crate::store::Step;
@@ -25,6 +25,15 @@ pub enum Prepared {
     Lazy,
 }
 
+/// An ordinary snapshot that is to be made.
+pub(super) struct New {
+    pub(super) kind: Kind,
+    pub(super) key: Key,
+    pub(super) labels: Labels,
+    /// Why it is not a lazy one, if that was asked for.
+    pub(super) refused: Option<Refused>,
+}
+
 impl Inner {
     pub(super) async fn prepare(
         self: Arc<Self>,
@@ -37,23 +46,38 @@ impl Inner {
             table.check_free(&key)?;
             table.check_parent(parent.as_ref())?;
         }
-        if let Some(target) = labels.get(label::SNAPSHOT_REF)
-            && self.answer_lazily(target, parent.as_ref(), &labels).await?
-        {
-            return Ok(Prepared::Lazy);
-        }
-        let mounts = self.create(Kind::Active, key, parent, labels).await?;
+        let refused = match labels.get(label::SNAPSHOT_REF) {
+            None => None,
+            Some(target) => match self.answer_lazily(target, parent.as_ref(), &labels).await {
+                None => {
+                    self.counts.count_lazy();
+                    return Ok(Prepared::Lazy);
+                }
+                refused => refused,
+            },
+        };
+        let new = New {
+            kind: Kind::Active,
+            key,
+            labels,
+            refused,
+        };
+        let mounts = self.create(new, parent).await?;
         Ok(Prepared::Mounts(mounts))
     }
 
     /// Makes an ordinary snapshot.
     pub(super) async fn create(
         self: Arc<Self>,
-        kind: Kind,
-        key: Key,
+        new: New,
         parent: Option<Key>,
-        labels: Labels,
     ) -> Result<Vec<Mount>, Error> {
+        let New {
+            kind,
+            key,
+            labels,
+            refused,
+        } = new;
         // Before anything is made: what cannot be mounted would be left behind.
         self.ensure_chain(parent.as_ref()).await?;
         let _held = self.locks.hold(&[&key], parent.as_ref()).await;
@@ -76,6 +100,7 @@ impl Inner {
             updated: now,
             usage: None,
             lazy: None,
+            refused,
         };
         let id = making.id;
         let entered = match self.make_folder(&record).await {

@@ -232,6 +232,7 @@ mod tests {
             updated: stamp,
             usage: None,
             lazy: None,
+            refused: None,
         }
     }
 

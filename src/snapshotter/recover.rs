@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use parking_lot::{Mutex, RwLock};
 
 use crate::layer::LayerRecord;
+use crate::snapshotter::counts::Counters;
 use crate::snapshotter::flights::Flights;
 use crate::snapshotter::folder::{Found, Snapshots};
 use crate::snapshotter::health::Health;
@@ -56,6 +57,7 @@ pub(super) fn open(parts: Parts) -> Result<Inner, Error> {
         table: RwLock::new(table),
         locks: Locks::default(),
         lazy: Flights::default(),
+        counts: Counters::default(),
         health,
         layers: parts.layers,
         overlay: parts.overlay,

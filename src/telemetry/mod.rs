@@ -3,6 +3,8 @@
 //! systemd and container runtimes add the time and the unit themselves when they read standard
 //! error, but an operator who starts crfs by hand needs the time too, so it is always there.
 
+use std::sync::OnceLock;
+
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -54,29 +56,69 @@ pub enum Error {
     Twice,
 }
 
+/// Puts another filter into the subscriber that was set up.
+type Reload = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
+static RELOAD: OnceLock<Reload> = OnceLock::new();
+
 /// Sets the process's subscriber up. To be called once.
 ///
 /// # Errors
 /// The level is malformed, or a subscriber was there before.
 pub fn init(config: &Config) -> Result<(), Error> {
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter(&config.level)?)
+        .with_writer(std::io::stderr)
+        .with_ansi(false);
+    let (set, reload): (_, Reload) = match config.format {
+        Format::Text => {
+            let lines = lines.with_filter_reloading();
+            let handle = lines.reload_handle();
+            let reload = move |new| handle.reload(new).map_err(|error| error.to_string());
+            (lines.try_init(), Box::new(reload))
+        }
+        Format::Json => {
+            let lines = lines.json().flatten_event(true).with_filter_reloading();
+            let handle = lines.reload_handle();
+            let reload = move |new| handle.reload(new).map_err(|error| error.to_string());
+            (lines.try_init(), Box::new(reload))
+        }
+    };
+    set.map_err(|_| Error::Twice)?;
+    RELOAD.set(reload).map_err(|_| Error::Twice)
+}
+
+/// From now on another level, of the subscriber that [`init`] has set up.
+///
+/// # Errors
+/// The level is malformed, or there is no subscriber.
+pub fn set_level(level: &str) -> Result<(), Error> {
     let why = |why: String| Error::Level {
-        level: config.level.clone(),
+        level: level.to_owned(),
         why,
     };
-    if let Some(word) = unknown_level(&config.level) {
+    let new = filter(level)?;
+    let reload = RELOAD.get().ok_or_else(|| why("nothing logs".to_owned()))?;
+    reload(new).map_err(why)
+}
+
+/// Whether a level is one.
+///
+/// # Errors
+/// It is malformed.
+pub fn check_level(level: &str) -> Result<(), Error> {
+    filter(level).map(drop)
+}
+
+fn filter(level: &str) -> Result<EnvFilter, Error> {
+    let why = |why: String| Error::Level {
+        level: level.to_owned(),
+        why,
+    };
+    if let Some(word) = unknown_level(level) {
         return Err(why(format!("{word:?} is no level")));
     }
-    let filter = EnvFilter::builder()
-        .parse(&config.level)
-        .map_err(|e| why(e.to_string()))?;
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    let set = match config.format {
-        Format::Text => lines.with_ansi(false).try_init(),
-        Format::Json => lines.json().flatten_event(true).try_init(),
-    };
-    set.map_err(|_| Error::Twice)
+    let filter = EnvFilter::builder().parse(level);
+    filter.map_err(|error| why(error.to_string()))
 }
 
 /// A bare word of a filter that is no level. The filter's own parser takes it for the name of a module,

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::blob::cache::Key;
 use crate::blob::fetch::Fetcher;
@@ -145,9 +146,8 @@ impl Layer {
         };
         for _ in 0..spawn {
             let layer = Arc::clone(self);
-            self.fetcher
-                .runtime
-                .spawn(async move { layer.run_queues().await });
+            let queues = async move { layer.run_queues().await }.in_current_span();
+            self.fetcher.runtime.spawn(queues);
         }
     }
 
@@ -332,6 +332,7 @@ impl Layer {
 
     /// An error of the registry.
     pub(super) fn refused(&self, source: registry::Error) -> ReadError {
+        self.fetcher.tally.failed(&source);
         ReadError::Source {
             blob: self.source.digest(),
             source,
@@ -402,6 +403,7 @@ impl Layer {
     /// A member that was not as promised: once more, or its readers get an error.
     fn corrupt(self: &Arc<Self>, member: u32, what: String) {
         Counters::add(&self.counters.corrupt, 1);
+        self.fetcher.tally.corrupt();
         let blob = self.source.digest();
         let place = self.map.member(MemberId(member));
         let offset = place.as_ref().map_or(0, |member| member.offset);
@@ -421,15 +423,13 @@ impl Layer {
         };
         tracing::warn!(%blob, offset, what, attempts, "the registry sent wrong content");
         if attempts > self.fetcher.config.corrupt_retries {
-            self.fail(
-                member,
-                &ReadError::Corrupt {
-                    blob,
-                    offset,
-                    what,
-                    attempts,
-                },
-            );
+            let error = ReadError::Corrupt {
+                blob,
+                offset,
+                what,
+                attempts,
+            };
+            self.fail(member, &error);
         } else if self.awaited(member) {
             self.want(std::iter::once(member), Class::Urgent);
         } else if self.fetcher.config.background {

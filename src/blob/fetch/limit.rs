@@ -25,7 +25,7 @@ const FADE: f64 = 0.98;
 /// Bytes per second, on average.
 pub(super) struct RateLimit {
     /// 0 is no limit.
-    rate: u64,
+    rate: AtomicU64,
     /// When everything taken so far is paid for.
     paid: Mutex<Option<Instant>>,
 }
@@ -33,17 +33,23 @@ pub(super) struct RateLimit {
 impl RateLimit {
     pub(super) fn new(rate: u64) -> Self {
         Self {
-            rate,
+            rate: rate.into(),
             paid: Mutex::new(None),
         }
     }
 
+    /// From now on another rate; what waits already waits as long as it was told.
+    pub(super) fn set(&self, rate: u64) {
+        self.rate.store(rate, Ordering::Relaxed);
+    }
+
     /// Takes `bytes`, and waits until that is allowed.
     pub(super) async fn take(&self, bytes: usize) {
-        if self.rate == 0 {
+        let rate = self.rate.load(Ordering::Relaxed);
+        if rate == 0 {
             return;
         }
-        let cost = Duration::from_secs_f64(bytes as f64 / self.rate as f64);
+        let cost = Duration::from_secs_f64(bytes as f64 / rate as f64);
         let now = Instant::now();
         let start = {
             let mut paid = self.paid.lock();
@@ -76,6 +82,13 @@ impl LinkSpeed {
     /// Counts what has come.
     pub(super) fn received(&self, bytes: usize) {
         self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// The best rate seen lately, in bytes per second; 0 until one is known.
+    pub(super) fn best(&self) -> f64 {
+        // Takes a sample if one is due.
+        let _ = self.time_for(0);
+        self.seen.lock().best
     }
 
     /// How long `bytes` more would take; no time until it is known.
@@ -185,7 +198,8 @@ mod tests {
             start.elapsed()
         );
         let start = Instant::now();
-        RateLimit::new(0).take(1 << 40).await;
+        limit.set(0);
+        limit.take(1 << 40).await;
         assert!(start.elapsed() < Duration::from_millis(100));
     }
 

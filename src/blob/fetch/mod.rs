@@ -20,7 +20,10 @@ mod layer;
 mod limit;
 mod plan;
 mod stream;
+mod tally;
 
+#[cfg(test)]
+mod once_tests;
 #[cfg(test)]
 mod plan_tests;
 #[cfg(test)]
@@ -44,6 +47,7 @@ use limit::{Arriving, LONGEST_WAIT, LastMiss, LinkSpeed, RateLimit, RightOfWay};
 pub(super) use plan::Class;
 
 pub(super) use layer::Layer;
+pub use tally::{FetchStats, PURPOSES, TROUBLES};
 
 /// Unit of the memory budget: semaphores count in 32 bits.
 const KIB: u64 = 1024;
@@ -110,6 +114,7 @@ pub struct Fetcher {
     lists: Arc<RightOfWay>,
     last_miss: LastMiss,
     link: LinkSpeed,
+    tally: tally::Tally,
     background: Mutex<Background>,
     next_layer: AtomicU64,
 }
@@ -145,6 +150,7 @@ impl Fetcher {
             lists: Arc::default(),
             last_miss: LastMiss::new(),
             link: LinkSpeed::default(),
+            tally: tally::Tally::default(),
             background: Mutex::default(),
             next_layer: AtomicU64::new(0),
             config,
@@ -155,6 +161,27 @@ impl Fetcher {
     #[must_use]
     pub fn cache(&self) -> &Arc<Cache> {
         &self.cache
+    }
+
+    /// What it has fetched so far, and what is going on.
+    #[must_use]
+    pub fn stats(&self) -> FetchStats {
+        let free = |(semaphore, most): &(Arc<Semaphore>, u32)| {
+            u64::from(*most).saturating_sub(semaphore.available_permits() as u64)
+        };
+        let most = u64::from(self.config.max_connections_total.get());
+        FetchStats {
+            requests_now: most.saturating_sub(self.connections.available_permits() as u64),
+            background_now: self.background.lock().under_way.into(),
+            in_flight: self.budget.iter().map(free).sum::<u64>() * KIB,
+            best_rate: self.link.best(),
+            ..self.tally.get()
+        }
+    }
+
+    /// From now on another `[fetch] rate_limit`, in bytes per second; 0 is none.
+    pub fn set_rate_limit(&self, rate: u64) {
+        self.rate.set(rate);
     }
 
     /// Whether layers are fetched up to their landmarks at once.

@@ -70,6 +70,7 @@ impl<'a> Receiver<'a> {
         }
         self.at = range.start;
         Counters::add(&self.layer.counters.requests, 1);
+        self.layer.fetcher().tally.request(self.segment.class);
         self.stream = Some(
             self.layer
                 .source
@@ -145,7 +146,9 @@ impl<'a> Receiver<'a> {
                 None => return Err(self.layer.failed("the answer ended early")),
             };
             Counters::add(&self.layer.counters.fetched, piece.len() as u64);
-            self.layer.fetcher().link.received(piece.len());
+            let fetcher = self.layer.fetcher();
+            fetcher.link.received(piece.len());
+            fetcher.tally.received(self.segment.class, piece.len());
             self.owed += piece.len();
             self.left = piece;
         }

@@ -13,7 +13,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 
 use super::course::End;
-use crate::keeper::control::Spec;
+use super::spec::Spec;
 use crate::keeper::protocol::{FIRST_FD, FdName};
 use crate::keeper::{Folder, ROOT_VARIABLE};
 

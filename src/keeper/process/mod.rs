@@ -1,5 +1,16 @@
-//! The keeper itself. Read in this order: [`course`](self) decides, `shelf` holds, `child` starts,
-//! `talk` follows requests, and here one loop waits and passes on.
+//! The keeper itself: one process, one thread, one loop. To be read in this order:
+//!
+//! 1. here: the loop waits for something to happen, and does what is decided;
+//! 2. [`course`]: decides when a server is started, ended, killed, taken back. Pure;
+//! 3. [`shelf`]: the kept descriptors;
+//! 4. [`child`]: starts the server with them;
+//! 5. [`hear`]: what the server says, in systemd's protocol;
+//! 6. [`talk`]: what fronts and commands ask;
+//! 7. [`begin`]: how a process becomes the keeper; [`spec`]: what it was told to run; [`memory`]: how it
+//!    stays small.
+//!
+//! It keeps, starts, and passes on. It reads no request of a file system, no configuration, no network, and
+//! never waits for anybody: every answer is sent or dropped.
 //!
 //! Layout: in the root folder the sockets `keeper.sock` (requests, `control.rs`) and `notify.sock`
 //! (systemd's protocol), both 0600, `keeper.lock`, and `server.pid`.
@@ -15,31 +26,32 @@
 //! descriptor that it stored with its last breath is kept; its successor is started only after the
 //! kernel reports the whole process gone, so that two never answer for one mount.
 
+mod begin;
 mod child;
 mod course;
-mod setup;
+mod hear;
+mod memory;
 mod shelf;
+mod spec;
 mod talk;
 
-pub use setup::run_if_keeper;
-pub(super) use setup::{next_signal, signals};
+pub use begin::run_if_keeper;
 
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::net::RecvFlags;
 use rustix::process::Signal;
 
+use self::begin::{Sockets, point_output};
 use self::child::{Job, Origin, Server};
 use self::course::{Course, Deed, End};
-use self::setup::{Sockets, forget_code, point_output};
 use self::shelf::Shelf;
+use self::spec::Spec;
 use self::talk::{Connection, Role};
-use super::control::{Reply, Spec};
-use super::protocol::{self, Descriptors, FdName, Message, wire};
-use super::{Folder, LOCK};
+use super::control::Reply;
+use super::protocol::FdName;
+use super::{Folder, LOCK, signals};
 
 /// How long a ready server may be silent, unless it says otherwise (`WATCHDOG_USEC=`).
 const SILENCE: Duration = Duration::from_secs(30);
@@ -70,14 +82,14 @@ struct Keeper {
     used: bool,
 }
 
-/// What a wait reported.
-#[derive(Debug, Default)]
-struct Woken {
-    signals: bool,
-    notify: bool,
-    control: bool,
-    server: bool,
-    connections: Vec<usize>,
+/// What has something to say.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    Signals,
+    Notify,
+    Control,
+    Connection(usize),
+    Server,
 }
 
 impl Keeper {
@@ -108,31 +120,17 @@ impl Keeper {
             while let Some(deed) = self.course.due(Instant::now()) {
                 self.act(deed);
             }
-            if self.is_idle() {
-                if self.sweep <= Instant::now() {
-                    self.shelf.sweep();
-                    self.sweep = Instant::now() + SWEEP;
-                    self.used = true;
+            if self.is_idle() && self.has_nothing() {
+                return Ok(());
+            }
+            for source in self.wait()? {
+                match source {
+                    Source::Signals => self.on_signal(),
+                    Source::Notify => self.hear(),
+                    Source::Control => self.accept(),
+                    Source::Connection(at) => self.on_request(at),
+                    Source::Server => self.bury(),
                 }
-                if self.used && self.shelf.layers() == 0 {
-                    return Ok(());
-                }
-            }
-            let woken = self.wait()?;
-            if woken.notify || woken.server {
-                self.hear();
-            }
-            if woken.server {
-                self.bury();
-            }
-            if woken.signals {
-                self.on_signal();
-            }
-            for at in woken.connections {
-                self.on_request(at);
-            }
-            if woken.control {
-                self.accept();
             }
             self.connections.retain(|connection| connection.open);
         }
@@ -142,39 +140,45 @@ impl Keeper {
         !self.course.is_wanted() && !self.course.is_up()
     }
 
-    fn wait(&self) -> io::Result<Woken> {
+    /// Of an idle keeper: whether it may leave.
+    fn has_nothing(&mut self) -> bool {
+        if self.sweep <= Instant::now() {
+            self.shelf.sweep();
+            self.sweep = Instant::now() + SWEEP;
+            self.used = true;
+        }
+        self.used && self.shelf.layers() == 0
+    }
+
+    /// Sleeps until something is said or due.
+    fn wait(&self) -> io::Result<Vec<Source>> {
+        let sockets = &self.sockets;
+        let mut sources = vec![
+            (Source::Signals, &sockets.signals),
+            (Source::Notify, &sockets.notify),
+            (Source::Control, &sockets.control),
+        ];
+        let connections = self.connections.iter().enumerate();
+        sources.extend(connections.map(|(at, own)| (Source::Connection(at), &own.fd)));
+        sources.extend(self.server.iter().map(|own| (Source::Server, &own.pidfd)));
         let mut until = self.course.deadline();
         if self.is_idle() {
             until = Some(self.sweep);
         }
         let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-        let left = left.map(|left| Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: left.subsec_nanos().into(),
-        });
-        let sockets = &self.sockets;
-        let mut polled: Vec<_> = [&sockets.signals, &sockets.notify, &sockets.control]
-            .into_iter()
-            .chain(self.connections.iter().map(|connection| &connection.fd))
-            .chain(self.server.iter().map(|server| &server.pidfd))
-            .map(|fd| PollFd::new(fd, PollFlags::IN))
-            .collect();
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        let polled = sources.iter().map(|(_, fd)| PollFd::new(fd, PollFlags::IN));
+        let mut polled: Vec<_> = polled.collect();
         match rustix::event::poll(&mut polled, left.as_ref()) {
             Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => return Ok(Woken::default()),
+            Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
             Err(errno) => return Err(errno.into()),
         }
-        let mut ready = polled.iter().map(|fd| !fd.revents().is_empty());
-        let mut next = || ready.next().unwrap_or(false);
-        let (signals, notify, control) = (next(), next(), next());
-        let connections = (0..self.connections.len()).filter(|_| next()).collect();
-        Ok(Woken {
-            signals,
-            notify,
-            control,
-            server: next(),
-            connections,
-        })
+        let awake = sources
+            .iter()
+            .zip(&polled)
+            .filter(|(_, polled)| !polled.revents().is_empty());
+        Ok(awake.map(|((source, _), _)| *source).collect())
     }
 
     fn act(&mut self, deed: Deed) {
@@ -212,14 +216,12 @@ impl Keeper {
         match self.try_spawn() {
             Ok(server) => {
                 self.note_server(server);
-                let _ = forget_code();
+                memory::forget_code();
             }
             Err(error) => {
-                let name = self
-                    .spec
-                    .as_ref()
-                    .map(|spec| spec.path().display().to_string());
-                self.fail(format!("cannot run {}: {error}", name.unwrap_or_default()));
+                let path = self.spec.as_ref().map(Spec::path);
+                let path = path.unwrap_or("no program".as_ref()).display();
+                self.fail(format!("cannot run {path}: {error}"));
                 self.on_end(End::Code(127));
                 self.note_next_start();
             }
@@ -250,10 +252,8 @@ impl Keeper {
 
     fn note_server(&mut self, server: Server) {
         if let Err(error) = self.folder.write_pid(server.pid) {
-            self.fail(format!(
-                "cannot write {}: {error}",
-                self.folder.server_pid().display()
-            ));
+            let path = self.folder.server_pid();
+            self.fail(format!("cannot write {}: {error}", path.display()));
         }
         self.server = Some(server);
         self.used = true;
@@ -266,72 +266,13 @@ impl Keeper {
         }
     }
 
-    /// Reads all that was said by systemd's protocol.
-    fn hear(&mut self) {
-        let mut buffer = [0; protocol::MESSAGE_MAX];
-        loop {
-            let socket = self.sockets.notify.as_fd();
-            let Ok(mut got) = wire::receive(socket, &mut buffer, RecvFlags::DONTWAIT) else {
-                return;
-            };
-            if got.truncated {
-                self.fail(
-                    "a message or a descriptor was cut off: raise the limit of open files".into(),
-                );
-            }
-            let datagram = buffer.get(..got.length).unwrap_or_default();
-            let heard = Message::parse(datagram);
-            let done = heard.and_then(|message| self.on_message(message, &mut got.fds));
-            if let Err(error) = done {
-                self.fail(format!("a message was not followed: {error}"));
-            }
-        }
-    }
-
-    fn on_message(
-        &mut self,
-        message: Message,
-        fds: &mut Vec<OwnedFd>,
-    ) -> Result<(), protocol::Error> {
-        let now = Instant::now();
-        if let Some(silence) = message.watchdog {
-            self.silence = silence;
-            self.course.set_silence(silence);
-        }
-        if message.alive {
-            self.course.alive(now);
-        }
-        if message.stopping {
-            self.course.stopping();
-        }
-        if let Some(status) = message.status {
-            self.status = status;
-        }
-        match message.descriptors {
-            Descriptors::None => {}
-            Descriptors::Remove(name) => self.shelf.remove(&name),
-            Descriptors::Store(name) => match fds.pop() {
-                Some(fd) if fds.is_empty() => self.shelf.put(name, fd)?,
-                _ => self.fail(format!("one descriptor was expected with the name {name}")),
-            },
-        }
-        if message.ready && self.course.is_up() {
-            let deed = self.course.ready(now);
-            deed.into_iter().for_each(|deed| self.act(deed));
-            if self.course.is_ready() {
-                self.tell(Role::Front, &Reply::Ready(String::new()));
-            }
-        }
-        Ok(())
-    }
-
     /// The server is dead.
     fn bury(&mut self) {
+        self.hear();
         let Some(server) = self.server.take() else {
             return;
         };
         let end = server.end();
-        let pid = server.pid.as_raw_nonzero();
         let how = match (end, self.killed.take()) {
             (_, Some(why)) => format!("because its keeper killed it: {why}"),
             (End::Code(code), None) if !self.status.is_empty() => {
@@ -341,6 +282,7 @@ impl Keeper {
             (End::Signal(signal), None) => format!("by signal {signal}"),
             (End::Unknown, None) => "in an unknown way".to_owned(),
         };
+        let pid = server.pid.as_raw_nonzero();
         let text = format!("the server, process {pid}, ended {how}");
         if self.course.is_wanted() {
             self.error.clone_from(&text);
@@ -391,13 +333,9 @@ impl Keeper {
     }
 
     fn on_signal(&mut self) {
-        match next_signal(&self.sockets.signals) {
-            Some(Signal::HUP) => self.signal(Signal::HUP),
-            Some(_) => {
-                let deed = self.course.stop(Instant::now());
-                deed.into_iter().for_each(|deed| self.act(deed));
-            }
-            None => {}
+        if signals::next(&self.sockets.signals).is_some() {
+            let deed = self.course.stop(Instant::now());
+            deed.into_iter().for_each(|deed| self.act(deed));
         }
     }
 

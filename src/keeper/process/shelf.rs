@@ -4,8 +4,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
+use crate::keeper::is_layer;
 use crate::keeper::protocol::{Error, FdName, NAMES_MAX};
-use crate::keeper::{LISTEN, LISTEN_CRI, LOCK, STATE};
 
 /// One descriptor per name.
 #[derive(Debug, Default)]
@@ -35,13 +35,17 @@ impl Shelf {
 
     /// How many layers there are: everything but what belongs to the server itself.
     pub(super) fn layers(&self) -> usize {
-        self.fds.iter().filter(|(name, _)| !is_own(name)).count()
+        self.fds
+            .iter()
+            .filter(|(name, _)| is_layer(name.as_str()))
+            .count()
     }
 
     /// Closes the layers whose mount is gone. Looks once; a descriptor that is waited on would wake
     /// the keeper for every request.
     pub(super) fn sweep(&mut self) {
-        self.fds.retain(|(name, fd)| is_own(name) || !is_gone(fd));
+        self.fds
+            .retain(|(name, fd)| !is_layer(name.as_str()) || !is_gone(fd));
     }
 
     /// Names and descriptors, by descriptor number.
@@ -50,10 +54,6 @@ impl Shelf {
             .sort_by_key(|(_, fd)| std::os::fd::AsRawFd::as_raw_fd(fd));
         &self.fds
     }
-}
-
-fn is_own(name: &FdName) -> bool {
-    [LISTEN, LISTEN_CRI, LOCK, STATE].contains(&name.as_str())
 }
 
 /// `/dev/fuse` reports an error when its mount is gone (`fuse_dev_poll`).
@@ -75,6 +75,7 @@ fn is_gone(fd: &OwnedFd) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keeper::{LISTEN, LISTEN_CRI, STATE};
 
     fn fd() -> OwnedFd {
         tempfile::tempfile().unwrap().into()

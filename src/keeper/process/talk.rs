@@ -5,14 +5,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use rustix::net::{RecvFlags, SendFlags, SocketFlags};
-use rustix::process::{Pid, Signal};
+use rustix::process::Pid;
 
 use super::Keeper;
+use super::begin::point_output;
 use super::child::Server;
 use super::course::Deed;
-use super::setup::point_output;
 use super::shelf::Shelf;
-use crate::keeper::control::{MESSAGE_MAX, Reply, Request, Spec};
+use super::spec::Spec;
+use crate::keeper::control::{MESSAGE_MAX, Reply, Request};
 use crate::keeper::protocol::wire;
 
 /// Connections at a time: a server, a front, and some that ask.
@@ -105,7 +106,6 @@ impl Keeper {
                 Ok(()) => (Role::Server, Some(Reply::Ready(String::new()))),
                 Err(error) => failed(error.to_string()),
             },
-            Some(Request::Hello) => (Role::Server, Some(Reply::Ready(String::new()))),
             Some(Request::Upgrade(path)) => match self.upgrade(&path) {
                 Ok(()) => (Role::Upgrader, None),
                 Err(error) => failed(error.to_string()),
@@ -126,10 +126,6 @@ impl Keeper {
                         (role, None)
                     }
                 }
-            }
-            Some(Request::Reload) => {
-                self.signal(Signal::HUP);
-                (role, None)
             }
             Some(Request::LetGo) => match self.let_go() {
                 Ok(()) => (role, Some(Reply::Ready(String::new()))),
@@ -166,8 +162,12 @@ impl Keeper {
         Ok(false)
     }
 
+    /// A server introduces itself: the one that was started here, or one that a dead keeper left.
     fn adopt(&mut self, spec: Vec<u8>, peer: Option<Pid>) -> io::Result<()> {
         let pid = peer.ok_or(io::ErrorKind::NotFound)?;
+        if self.server.as_ref().is_some_and(|own| own.pid == pid) {
+            return Ok(());
+        }
         if self.course.is_up() {
             return Err(io::Error::other("another server runs"));
         }

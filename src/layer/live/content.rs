@@ -66,7 +66,7 @@ impl LiveLayers {
         }
         let client = &self.parts.client;
         let sources = Sources::new(client, &images, descriptor.digest, descriptor.size);
-        let sources = sources.map_err(|error| NotLazy::Registry(error.to_string()))?;
+        let sources = sources?;
         let blob = Arc::new(Blob::new(
             &self.parts.fetcher,
             Arc::new(sources.clone()),

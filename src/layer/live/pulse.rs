@@ -12,9 +12,10 @@ impl LiveLayers {
     /// What became of mounts since this process started, and of reads on those it serves now.
     pub fn health(&self) -> Health {
         let mut health = self.devices.health();
-        for mount in self.mounts.lock().values() {
+        let (mounts, detached) = (self.mounts.lock(), self.detached.lock());
+        health.mounts = mounts.values().map(|_| 1).sum();
+        for mount in mounts.values().chain(detached.values()) {
             let counts = mount.served.counts();
-            health.mounts += 1;
             health.failures += counts.failures;
             health.deadlines += counts.deadlines;
             health.panics += counts.panics;
@@ -49,6 +50,7 @@ impl LiveLayers {
             .mounts
             .lock()
             .values()
+            .chain(self.detached.lock().values())
             .map(|mount| (mount.served.device(), mount.served.turns()))
             .collect();
         let mut looked = self.looked.lock();

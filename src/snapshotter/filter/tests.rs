@@ -27,6 +27,7 @@ fn record() -> Record {
         updated: Stamp::now(),
         usage: None,
         lazy: None,
+        refused: None,
     }
 }
 

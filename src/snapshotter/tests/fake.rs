@@ -9,7 +9,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
-use crate::layer::{LayerRecord, LayerUsage, Layers, NotLazy};
+use crate::layer::{LayerRecord, LayerUsage, Layers, NotLazy, Reason};
 use crate::oci::{Digest, LayerLabels, Reference};
 use crate::snapshotter::tests::digest;
 
@@ -134,7 +134,10 @@ impl Layers for FakeLayers {
         self.calls.lock().push("restore");
         async move {
             if self.unrestorable.lock().contains(&record.layer) {
-                return Err(NotLazy::Registry("down".to_owned()));
+                return Err(NotLazy::Registry {
+                    reason: Reason::Unreachable,
+                    why: "down".to_owned(),
+                });
             }
             self.mount_now(target);
             Ok(())

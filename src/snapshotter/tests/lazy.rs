@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Bed, key, target_labels};
-use crate::layer::NotLazy;
+use super::{Bed, digest, key, target_labels};
+use crate::layer::{NotLazy, Reason};
 use crate::oci::label;
 use crate::snapshotter::{Error, Key, Prepared};
 use crate::store::Faults;
@@ -144,6 +144,72 @@ async fn a_layer_that_cannot_be_lazy_gets_writable_mounts() {
     );
     bed.s().cleanup().await.unwrap();
     assert_eq!((bed.folders(), bed.layers.mounted()), (3, 2));
+}
+
+#[tokio::test]
+async fn why_a_layer_is_not_lazy_is_counted_and_outlives_commit_and_restart() {
+    let mut bed = Bed::new().await;
+    let registry = |reason| NotLazy::Registry {
+        reason,
+        why: "no".to_owned(),
+    };
+    let cases = [
+        (NotLazy::NoTocDigest, Reason::NoTocDigest),
+        (NotLazy::PlainGzip, Reason::PlainGzip),
+        (NotLazy::MediaType("tar".to_owned()), Reason::MediaType),
+        (
+            NotLazy::NotInManifest {
+                manifest: digest('m').parse().unwrap(),
+            },
+            Reason::NotInManifest,
+        ),
+        (NotLazy::TooLarge("1 GB".to_owned()), Reason::TooLarge),
+        (NotLazy::Invalid("x".repeat(5000)), Reason::Invalid),
+        (registry(Reason::Unauthorized), Reason::Unauthorized),
+        (registry(Reason::NotFound), Reason::NotFound),
+        (registry(Reason::Unreachable), Reason::Unreachable),
+        (registry(Reason::Registry), Reason::Registry),
+        (NotLazy::Local("full".to_owned()), Reason::Local),
+        (NotLazy::Internal("bug".to_owned()), Reason::Internal),
+    ];
+    for (letter, (why, reason)) in ('a'..).zip(&cases) {
+        bed.layers.refuse(letter, why.clone());
+        let name = format!("e {letter}");
+        assert!(!bed.pull(&name, letter, "").await.unwrap());
+        let active = bed.s().stat(&key(&name)).unwrap();
+        assert_eq!(active.refused.as_ref().unwrap().reason, *reason);
+        bed.s()
+            .commit(
+                key(&format!("done {letter}")),
+                key(&name),
+                target_labels(letter),
+            )
+            .await
+            .unwrap();
+        assert_eq!(bed.s().counts().refused[reason.index()], 1, "{reason:?}");
+    }
+    let mut unnamed = target_labels('z');
+    unnamed.remove(label::IMAGE_REF);
+    bed.s()
+        .prepare(key("unnamed"), None, unnamed)
+        .await
+        .unwrap();
+    assert!(bed.pull("lazy", 'y', "").await.unwrap());
+    let counts = bed.s().counts();
+    assert_eq!(counts.refused.iter().sum::<u64>(), cases.len() as u64 + 1);
+    assert_eq!(counts.lazy, 1);
+    bed.reopen().await;
+    for (letter, (why, reason)) in ('a'..).zip(&cases) {
+        let record = bed.s().stat(&key(&format!("done {letter}"))).unwrap();
+        let kept = record.refused.as_ref().unwrap();
+        assert_eq!(kept.reason, *reason);
+        assert!(why.to_string().starts_with(&kept.why) && kept.why.len() <= 1000);
+        assert_eq!(kept.image.as_deref(), Some("r.io/image:tag"));
+        assert_eq!(kept.layer, Some(digest(letter).parse().unwrap()));
+    }
+    let unnamed = bed.s().stat(&key("unnamed")).unwrap();
+    let kept = unnamed.refused.as_ref().unwrap();
+    assert_eq!((kept.reason, &kept.image), (Reason::Labels, &None));
 }
 
 #[tokio::test]

@@ -31,8 +31,8 @@ use parking_lot::Mutex;
 use rustix::fs::MemfdFlags;
 
 use self::opens::Opens;
-use super::Error;
-use super::protocol::FdName;
+use crate::keeper::Error;
+use crate::keeper::protocol::FdName;
 
 const MAGIC: &[u8; 8] = b"crfsSTA1";
 const END_AT: u64 = 8;

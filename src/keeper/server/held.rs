@@ -15,10 +15,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::client::{Attach, Connection};
-use super::control::{Program, Reply, Request};
-use super::protocol::{self, FdName, Identity, NAMES_MAX, Notify};
-use super::{Error, Folder, LISTEN, LISTEN_CRI, LOCK, ROOT_VARIABLE, STATE, State};
+use crate::keeper::client::{Attach, Connection};
+use crate::keeper::control::{Reply, Request};
+use crate::keeper::protocol::{self, FdName, Identity, NAMES_MAX, Notify};
+use crate::keeper::server::State;
+use crate::keeper::{Error, Folder, LOCK, Program, ROOT_VARIABLE, STATE, is_layer};
 
 /// Pause after a keeper that could not be started.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -97,10 +98,9 @@ impl Held {
 
     /// The held descriptors of layers, by name.
     pub fn layers(&self) -> Vec<(FdName, Arc<OwnedFd>)> {
-        let own = |name: &FdName| [LISTEN, LISTEN_CRI, STATE].contains(&name.as_str());
         let fds = self.fds.lock();
         fds.iter()
-            .filter(|(name, _)| !own(name))
+            .filter(|(name, _)| is_layer(name.as_str()))
             .map(|(n, fd)| (n.clone(), fd.clone()))
             .collect()
     }
@@ -174,6 +174,15 @@ impl Held {
         Ok(listener)
     }
 
+    /// Lets go of a listening socket that is not wanted any more: while it is held, whoever connects waits.
+    pub fn close_listener(&self, name: &str) -> Result<(), Error> {
+        let name = FdName::new(name)?;
+        match self.get(&name) {
+            Some(_) => self.remove(&name),
+            None => Ok(()),
+        }
+    }
+
     /// Tells the store that requests are served.
     pub fn ready(&self) -> Result<(), Error> {
         Ok(self.tell(Notify::ready)?)
@@ -223,10 +232,7 @@ impl Held {
     }
 
     fn stand_guard(&self, attach: &Attach) {
-        let mut met = Connection::existing(&attach.folder).and_then(|keeper| {
-            keeper.say(&Request::Hello, &[])?;
-            Ok(keeper)
-        });
+        let mut met = Connection::existing(&attach.folder).and_then(introduce);
         loop {
             match met {
                 Ok(keeper) => {
@@ -247,17 +253,7 @@ impl Held {
 
     /// Starts a keeper and gives it everything.
     fn hand_over(&self, attach: &Attach) -> Result<Connection, Error> {
-        let keeper = attach.keeper()?;
-        let program = Program::of_this_process().and_then(|own| own.encode());
-        keeper.say(
-            &Request::Adopt(program.map_err(Error::io("describe this process"))?),
-            &[],
-        )?;
-        match keeper.hear()? {
-            Some(Reply::Ready(_)) => {}
-            Some(Reply::Failed(why)) => return Err(Error::Refused(why)),
-            _ => return Err(Error::Answer),
-        }
+        let keeper = introduce(attach.keeper()?)?;
         let fds = self.fds.lock();
         for (name, fd) in fds.iter() {
             self.tell(|store| store.store(name, fd.as_fd(), Identity::Kept))?;
@@ -272,5 +268,17 @@ impl Held {
         what: impl FnOnce(&Notify) -> Result<(), protocol::Error>,
     ) -> Result<(), protocol::Error> {
         self.notify.as_ref().map_or(Ok(()), what)
+    }
+}
+
+/// Tells the keeper that this process is the server. The connection closes when the keeper dies.
+fn introduce(keeper: Connection) -> Result<Connection, Error> {
+    let program = Program::of_this_process().and_then(|own| own.encode());
+    let program = program.map_err(Error::io("describe this process"))?;
+    keeper.say(&Request::Adopt(program), &[])?;
+    match keeper.hear()? {
+        Some(Reply::Ready(_)) => Ok(keeper),
+        Some(Reply::Failed(why)) => Err(Error::Refused(why)),
+        _ => Err(Error::Answer),
     }
 }

@@ -1,0 +1,139 @@
+//! `crfs setup` on a real containerd: shown, made, tried, and taken back.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use crate::bed::{Bed, CRFS};
+
+/// A bed whose containerd knows nothing of crfs, and what `crfs setup` has to be told of it.
+struct Node {
+    bed: Bed,
+    main: PathBuf,
+    flags: Vec<String>,
+}
+
+impl Node {
+    fn up() -> Self {
+        let mut bed = Bed::up("[cri]\ncontainerd = \"{node}/containerd.sock\"\n", &[]);
+        let main = bed.folder().join("node/containerd.toml");
+        let text = fs::read_to_string(&main).unwrap();
+        let before = text.split_once("[proxy_plugins.crfs]").unwrap().0;
+        fs::write(&main, before).unwrap();
+        bed.tell("containerd stop");
+        bed.tell("containerd start");
+        // The bed's `ctr` is a script that names the real one, beside which containerd is.
+        let script = fs::read_to_string(bed.value("CTR")).unwrap();
+        let ctr = script
+            .split('\'')
+            .find(|word| word.ends_with("/ctr"))
+            .unwrap();
+        let containerd = ctr.strip_suffix("ctr").unwrap().to_owned() + "containerd";
+        let path = |path: PathBuf| path.to_str().unwrap().to_owned();
+        let flags = [
+            "--containerd-config".to_owned(),
+            path(main.clone()),
+            "--containerd".to_owned(),
+            containerd,
+            "--ctr".to_owned(),
+            ctr.to_owned(),
+            "--journal".to_owned(),
+            path(bed.folder().join("etc/setup.json")),
+            "--config".to_owned(),
+            bed.value("CRFS_CONFIG").to_owned(),
+            "--root".to_owned(),
+            path(bed.crfs_root()),
+        ];
+        let flags = flags.to_vec();
+        Self { bed, main, flags }
+    }
+
+    fn setup(&self, more: &[&str]) -> (i32, String) {
+        let mut crfs = Command::new(CRFS);
+        crfs.arg("setup").args(&self.flags).args(more);
+        let done = crfs.stdin(Stdio::null()).output().unwrap();
+        let text = String::from_utf8_lossy(&done.stdout).into_owned();
+        let error = String::from_utf8_lossy(&done.stderr);
+        (done.status.code().unwrap(), text + &error)
+    }
+
+    fn restart(&mut self) {
+        self.bed.tell("containerd stop");
+        self.bed.tell("containerd start");
+    }
+}
+
+#[test]
+fn containerd_is_told_of_crfs_and_the_set_up_is_tried_and_taken_back() {
+    let mut node = Node::up();
+    let before = fs::read_to_string(&node.main).unwrap();
+    let drop_in = node.main.with_file_name("conf.d").join("crfs.toml");
+    let (code, text) = node.setup(&["--verify"]);
+    assert!(
+        code == 1 && text.contains("crfs"),
+        "containerd does not know crfs yet: {text}"
+    );
+
+    let (code, diff) = node.setup(&["--dry-run"]);
+    assert_eq!(code, 0, "{diff}");
+    for line in [
+        "+[proxy_plugins.crfs]",
+        "+enable_remote_snapshot_annotations = \"true\"",
+        "+imports = ",
+    ] {
+        assert!(diff.contains(line), "{line}: {diff}");
+    }
+    assert!(
+        !diff
+            .lines()
+            .any(|line| line.starts_with('-') && !line.starts_with("---")),
+        "{diff}"
+    );
+    assert!(
+        !drop_in.exists() && fs::read_to_string(&node.main).unwrap() == before,
+        "only shown"
+    );
+
+    // A restart that fails leaves everything as it was.
+    let (code, text) = node.setup(&[
+        "--restart",
+        "test ! -e /proc/self/none && test -e /nonexistent",
+    ]);
+    assert_eq!(code, 1, "{text}");
+    assert!(
+        !drop_in.exists() && fs::read_to_string(&node.main).unwrap() == before,
+        "{text}"
+    );
+
+    let (code, text) = node.setup(&["--no-restart"]);
+    assert!(code == 0 && text.contains("restart containerd"), "{text}");
+    node.restart();
+    let (code, text) = node.setup(&["--verify"]);
+    assert_eq!(
+        (code, text.as_str()),
+        (0, "an image was pulled lazily and read\n")
+    );
+    assert!(
+        !node
+            .bed
+            .ctr(&["--namespace", "crfs-setup", "image", "ls", "-q"])
+            .contains("crfs-setup")
+    );
+    assert_eq!(node.setup(&["--dry-run"]).0, 0);
+    let (_, again) = node.setup(&["--dry-run"]);
+    assert!(again.contains("says all that it should"), "{again}");
+
+    // What is there but wrong is noticed by trying it.
+    let right = fs::read_to_string(&drop_in).unwrap();
+    fs::write(&drop_in, right.replace("\"true\"", "\"false\"")).unwrap();
+    node.restart();
+    let (code, text) = node.setup(&["--verify"]);
+    assert!(code == 1 && text.contains("not lazy (labels)"), "{text}");
+    let (code, text) = node.setup(&["--undo", "--no-restart"]);
+    assert!(code == 1 && text.contains("was changed since"), "{text}");
+    fs::write(&drop_in, right).unwrap();
+    let (code, text) = node.setup(&["--undo", "--no-restart"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(!drop_in.exists() && fs::read_to_string(&node.main).unwrap() == before);
+    node.restart();
+}

@@ -1,0 +1,121 @@
+//! Who asks a daemon through its control API.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tonic::codegen::Service;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Status};
+
+use super::generated::control_client::ControlClient;
+use crate::report::api;
+use crate::service::MAX_MESSAGE;
+
+/// How long an answer is waited for; a registry may have to be asked for it.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Why a daemon does not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody serves at the socket.
+    #[error("no daemon answers at {}: {why} (is crfs serve running? --address names its socket)", socket.display())]
+    Unreachable {
+        /// The socket.
+        socket: PathBuf,
+        /// What the system said.
+        why: String,
+    },
+    /// The daemon does not know the question.
+    #[error("the daemon at {} is older than this program and cannot answer that; crfs upgrade replaces it", .0.display())]
+    Older(PathBuf),
+    /// The daemon says no.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A connection to a daemon.
+pub struct Client {
+    socket: PathBuf,
+    client: ControlClient<Channel>,
+}
+
+impl Client {
+    /// Connects to the daemon at `socket`. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// Nobody serves there.
+    pub async fn connect(socket: &Path) -> Result<Self, Error> {
+        let unreachable = |why: String| Error::Unreachable {
+            socket: socket.to_owned(),
+            why,
+        };
+        // Asked first by itself: what tonic says of a refused connection is of no use.
+        let probe = UnixStream::connect(socket).await;
+        drop(probe.map_err(|error| unreachable(error.to_string()))?);
+        let channel = Endpoint::from_static("http://crfs")
+            .timeout(PATIENCE)
+            .connect_with_connector(Connector(socket.to_owned()))
+            .await
+            .map_err(|error| unreachable(error.to_string()))?;
+        Ok(Self {
+            socket: socket.to_owned(),
+            client: ControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
+        })
+    }
+
+    /// How the daemon fares.
+    ///
+    /// # Errors
+    /// It is gone or too old.
+    pub async fn status(&mut self) -> Result<api::StatusReply, Error> {
+        let answer = self.client.status(api::StatusRequest {}).await;
+        Ok(answer.map_err(|status| self.refused(&status))?.into_inner())
+    }
+
+    /// Why the layers of an image are lazy or not; of all images if it is empty.
+    ///
+    /// # Errors
+    /// There is no such image, or the daemon is gone or too old.
+    pub async fn why(&mut self, image: String) -> Result<api::WhyReply, Error> {
+        let answer = self.client.why(api::WhyRequest { image }).await;
+        Ok(answer.map_err(|status| self.refused(&status))?.into_inner())
+    }
+
+    /// What the lazy layers hold.
+    ///
+    /// # Errors
+    /// The daemon is gone or too old.
+    pub async fn layers(&mut self) -> Result<api::LayersReply, Error> {
+        let answer = self.client.layers(api::LayersRequest {}).await;
+        Ok(answer.map_err(|status| self.refused(&status))?.into_inner())
+    }
+
+    fn refused(&self, status: &Status) -> Error {
+        match status.code() {
+            Code::Unimplemented => Error::Older(self.socket.clone()),
+            _ => Error::Refused(status.message().to_owned()),
+        }
+    }
+}
+
+/// Leads to a unix socket, whatever the address.
+struct Connector(PathBuf);
+
+impl Service<Uri> for Connector {
+    type Response = UnixStream;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<UnixStream>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let path = self.0.clone();
+        Box::pin(async move { UnixStream::connect(path).await })
+    }
+}

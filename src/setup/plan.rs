@@ -1,0 +1,359 @@
+//! What has to change in containerd's configuration for crfs: as little as possible, in a file of its
+//! own where containerd takes that.
+//!
+//! containerd puts imported files over the main one section by section: of two files with one
+//! `[plugins."X"]` the later wins whole (`cmd/containerd/server/config`, `mergeConfig`). So a section
+//! that somebody has written already is completed where it stands, everything else goes into a drop-in.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, Table, Value, value};
+
+use crate::setup::containerd::{self, Containerd};
+
+/// The plugin that `ctr image pull` and, from 2.1 on, the CRI pull by.
+const TRANSFER: &str = "io.containerd.transfer.v1.local";
+/// The CRI's settings for images, in files of version 3 and before.
+const CRI: [&[&str]; 2] = [
+    &["plugins", "io.containerd.cri.v1.images"],
+    &["plugins", "io.containerd.grpc.v1.cri", "containerd"],
+];
+
+/// What is wanted.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// containerd's configuration.
+    pub file: PathBuf,
+    /// containerd's version: major and minor.
+    pub version: (u32, u32),
+    /// crfs's socket.
+    pub address: PathBuf,
+    /// crfs's root folder.
+    pub root: PathBuf,
+    /// Whether pods get their images by crfs too.
+    pub cri: bool,
+    /// The platform, as containerd names it (`linux/amd64`).
+    pub platform: String,
+}
+
+/// A file that has to change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edit {
+    /// Which one.
+    pub path: PathBuf,
+    /// What is in it; `None` if there is no such file.
+    pub before: Option<String>,
+    /// What is to be in it.
+    pub after: String,
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration cannot be read.
+    #[error(transparent)]
+    Read(#[from] containerd::Error),
+    /// A file has something of another form than containerd knows.
+    #[error("{}: {key} is not what containerd takes there; mend that first", path.display())]
+    Form {
+        /// Which file.
+        path: PathBuf,
+        /// Which key.
+        key: String,
+    },
+    /// containerd cannot do it.
+    #[error("containerd {0}.{1} is too old for crfs: 1.7 for pods, 2.1 for ctr as well")]
+    TooOld(u32, u32),
+}
+
+impl fmt::Display for Edit {
+    /// As a unified diff.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let before = self.before.as_deref().unwrap_or_default();
+        let diff = similar::TextDiff::from_lines(before, &self.after);
+        let name = self.path.display().to_string();
+        let old = if self.before.is_some() {
+            &name
+        } else {
+            "/dev/null"
+        };
+        diff.unified_diff().header(old, &name).fmt(f)
+    }
+}
+
+/// The edits that make `wish` true; none if it is so already.
+///
+/// # Errors
+/// containerd's configuration cannot be read or completed, or it is too old.
+pub fn plan(wish: &Wish) -> Result<Vec<Edit>, Error> {
+    if wish.version < (1, 7) {
+        return Err(Error::TooOld(wish.version.0, wish.version.1));
+    }
+    let read = match wish.file.exists() {
+        true => Containerd::read(&wish.file)?,
+        false => Containerd::default(),
+    };
+    let mut files = Files::open(&read)?;
+    let format = files.format(wish);
+    let drop_in = drop_in_path(&wish.file);
+    files.ensure(&drop_in, &format!("version = {format}\n"))?;
+    for (path, fill) in wanted(wish, format) {
+        let at = files.holder(&path).unwrap_or_else(|| drop_in.clone());
+        let document = files.document(&at)?;
+        fill(document, wish).map_err(|key| Error::Form { path: at, key })?;
+    }
+    files.import(wish, &drop_in, format)?;
+    Ok(files.edits())
+}
+
+/// The drop-in beside containerd's configuration.
+#[must_use]
+pub fn drop_in_path(file: &Path) -> PathBuf {
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    folder.join("conf.d/crfs.toml")
+}
+
+/// Fills a section; the key that is in the way if it cannot.
+type Fill = fn(&mut DocumentMut, &Wish) -> Result<(), String>;
+
+/// The sections that are wanted, and how each is filled.
+fn wanted(wish: &Wish, format: i64) -> Vec<(Vec<&'static str>, Fill)> {
+    let mut wanted: Vec<(Vec<&'static str>, Fill)> =
+        vec![(vec!["proxy_plugins", "crfs"], proxy_plugin)];
+    // Before 2.1 the transfer service tells a snapshotter nothing.
+    if wish.version >= (2, 1) {
+        wanted.push((vec!["plugins", TRANSFER], unpack_config));
+    }
+    if wish.cri {
+        match format {
+            3.. => wanted.push((CRI[0].to_vec(), cri_images)),
+            _ => wanted.push((CRI[1].to_vec(), cri_before)),
+        }
+    }
+    wanted
+}
+
+fn proxy_plugin(document: &mut DocumentMut, wish: &Wish) -> Result<(), String> {
+    let plugin = section(document, &["proxy_plugins", "crfs"])?;
+    plugin.insert("type", value("snapshot"));
+    plugin.insert("address", value(wish.address.display().to_string()));
+    // Lazy layers would lose their parents.
+    plugin.remove("capabilities");
+    let exports = section(document, &["proxy_plugins", "crfs", "exports"])?;
+    exports.insert("root", value(wish.root.display().to_string()));
+    exports.insert("enable_remote_snapshot_annotations", value("true"));
+    Ok(())
+}
+
+/// An entry for each snapshotter that is missing: an own list replaces containerd's own, which is
+/// overlayfs.
+fn unpack_config(document: &mut DocumentMut, wish: &Wish) -> Result<(), String> {
+    let plugin = section(document, &["plugins", TRANSFER])?;
+    let list = plugin
+        .entry("unpack_config")
+        .or_insert_with(|| Item::ArrayOfTables(ArrayOfTables::new()));
+    for snapshotter in ["overlayfs", "crfs"] {
+        let entry = [
+            ("platform", wish.platform.as_str()),
+            ("snapshotter", snapshotter),
+            ("differ", "walking"),
+        ];
+        match list {
+            Item::ArrayOfTables(tables) => {
+                let known = |table: &Table| has(table.get("snapshotter"), snapshotter);
+                if !tables.iter().any(known) {
+                    tables.push(
+                        entry
+                            .map(|(key, text)| (key, value(text)))
+                            .into_iter()
+                            .collect(),
+                    );
+                }
+            }
+            Item::Value(Value::Array(array)) => {
+                let known = |table: &InlineTable| {
+                    table.get("snapshotter").and_then(Value::as_str) == Some(snapshotter)
+                };
+                if !array.iter().filter_map(Value::as_inline_table).any(known) {
+                    array.push(entry.into_iter().collect::<InlineTable>());
+                }
+            }
+            _ => return Err(format!("plugins.{TRANSFER:?}.unpack_config")),
+        }
+    }
+    Ok(())
+}
+
+fn cri_images(document: &mut DocumentMut, _: &Wish) -> Result<(), String> {
+    let images = section(document, CRI[0])?;
+    images.insert("snapshotter", value("crfs"));
+    Ok(())
+}
+
+fn cri_before(document: &mut DocumentMut, _: &Wish) -> Result<(), String> {
+    let images = section(document, CRI[1])?;
+    images.insert("snapshotter", value("crfs"));
+    images.insert("disable_snapshot_annotations", value(false));
+    Ok(())
+}
+
+fn has(item: Option<&Item>, text: &str) -> bool {
+    item.and_then(Item::as_str) == Some(text)
+}
+
+/// The table at a path, made if it is missing; tables on the way are made without a heading.
+fn section<'a>(
+    document: &'a mut DocumentMut,
+    path: &[&str],
+) -> Result<&'a mut dyn toml_edit::TableLike, String> {
+    let mut item = document.as_item_mut();
+    for (depth, key) in path.iter().enumerate() {
+        let is_last = depth + 1 == path.len();
+        let table = item.as_table_like_mut().ok_or_else(|| (*key).to_owned())?;
+        item = table.entry(key).or_insert_with(|| {
+            let mut table = Table::new();
+            table.set_implicit(!is_last);
+            Item::Table(table)
+        });
+    }
+    item.as_table_like_mut().ok_or_else(|| path.join("."))
+}
+
+/// The files of a configuration while they are changed.
+struct Files(Vec<OpenFile>);
+
+struct OpenFile {
+    path: PathBuf,
+    before: Option<String>,
+    document: DocumentMut,
+}
+
+impl Files {
+    fn open(read: &Containerd) -> Result<Self, Error> {
+        let mut files = Self(Vec::new());
+        for path in &read.files {
+            files.ensure(path, "")?;
+        }
+        Ok(files)
+    }
+
+    /// Opens a file, or begins it with `text` if it is not there.
+    fn ensure(&mut self, path: &Path, text: &str) -> Result<(), Error> {
+        if self.0.iter().any(|file| file.path == path) {
+            return Ok(());
+        }
+        let failed = |why: String| containerd::Error::Parse {
+            path: path.to_owned(),
+            why,
+        };
+        let before = match std::fs::read_to_string(path) {
+            Ok(text) => Some(text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(failed(error.to_string()).into()),
+        };
+        let text = before.as_deref().unwrap_or(text);
+        let document = text
+            .parse::<DocumentMut>()
+            .map_err(|error| failed(error.to_string()))?;
+        self.0.push(OpenFile {
+            path: path.to_owned(),
+            before,
+            document,
+        });
+        Ok(())
+    }
+
+    fn document(&mut self, path: &Path) -> Result<&mut DocumentMut, Error> {
+        let found = self.0.iter_mut().find(|file| file.path == path);
+        found
+            .map(|file| &mut file.document)
+            .ok_or_else(|| Error::Form {
+                path: path.to_owned(),
+                key: "it".to_owned(),
+            })
+    }
+
+    /// The last file that has this section already: its own settings must not be hidden.
+    fn holder(&self, path: &[&str]) -> Option<PathBuf> {
+        let mut files = self.0.iter().rev();
+        let holds = |file: &&OpenFile| {
+            let mut item = Some(file.document.as_item());
+            for key in path {
+                item = item.and_then(|item| item.get(key));
+            }
+            item.is_some()
+        };
+        files.find(holds).map(|file| file.path.clone())
+    }
+
+    /// The version that the main file has, or the newest that this containerd knows.
+    fn format(&self, wish: &Wish) -> i64 {
+        let main = self.0.iter().find(|file| file.path == wish.file);
+        let version = main.and_then(|file| file.document.get("version")?.as_integer());
+        match version {
+            Some(version) => version,
+            // A file without a version is one of the first.
+            None if main.is_some_and(|file| !file.document.is_empty()) => 2,
+            None if wish.version.0 >= 2 => 3,
+            None => 2,
+        }
+    }
+
+    /// Sees to it that the main file imports the drop-in, if that is needed and not so.
+    fn import(&mut self, wish: &Wish, drop_in: &Path, format: i64) -> Result<(), Error> {
+        let is_used = self
+            .0
+            .iter()
+            .any(|file| file.path == drop_in && file.document.iter().count() > 1);
+        if !is_used {
+            self.0.retain(|file| file.path != drop_in);
+            return Ok(());
+        }
+        self.ensure(&wish.file, &format!("version = {format}\n"))?;
+        let file = self.document(&wish.file)?;
+        let is_imported =
+            containerd::imports(&wish.file, &file.to_string().parse().unwrap_or_default());
+        if is_imported.iter().any(|path| path == drop_in) || covers(file, drop_in) {
+            return Ok(());
+        }
+        let folder = drop_in.parent().unwrap_or(Path::new("/"));
+        let pattern = folder.join("*.toml").display().to_string();
+        let imports = file.entry("imports").or_insert_with(|| value(Array::new()));
+        let imports = imports.as_array_mut().ok_or_else(|| Error::Form {
+            path: wish.file.clone(),
+            key: "imports".to_owned(),
+        })?;
+        imports.push(pattern);
+        Ok(())
+    }
+
+    fn edits(self) -> Vec<Edit> {
+        let edits = self.0.into_iter().map(|file| Edit {
+            after: file.document.to_string(),
+            path: file.path,
+            before: file.before,
+        });
+        edits
+            .filter(|edit| edit.before.as_deref() != Some(&*edit.after))
+            .collect()
+    }
+}
+
+/// Whether a pattern of the main file's imports will lead to the drop-in once that is there.
+fn covers(main: &DocumentMut, drop_in: &Path) -> bool {
+    let patterns = main.get("imports").and_then(Item::as_array);
+    let mut patterns = patterns.into_iter().flatten().filter_map(Value::as_str);
+    let (folder, name) = (drop_in.parent(), drop_in.file_name());
+    let name = name.and_then(|name| name.to_str()).unwrap_or_default();
+    patterns.any(|pattern| {
+        let pattern = folder.and_then(Path::parent).map(|base| base.join(pattern));
+        let Some(pattern) = pattern else { return false };
+        let last = pattern.file_name().and_then(|name| name.to_str());
+        let fits = match last.and_then(|last| last.split_once('*')) {
+            Some((before, after)) => name.starts_with(before) && name.ends_with(after),
+            None => last == Some(name),
+        };
+        pattern.parent() == folder && fits
+    })
+}

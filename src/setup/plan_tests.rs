@@ -1,0 +1,149 @@
+//! What is planned for configurations of all kinds.
+
+use crate::setup::containerd::Containerd;
+use crate::setup::plan::{Edit, Error, Wish, plan};
+
+struct Bed {
+    folder: tempfile::TempDir,
+    wish: Wish,
+}
+
+impl Bed {
+    fn new(main: Option<&str>, version: (u32, u32)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.toml");
+        if let Some(text) = main {
+            std::fs::write(&file, text).unwrap();
+        }
+        let wish = Wish {
+            file,
+            version,
+            address: "/run/crfs/crfs.sock".into(),
+            root: "/var/lib/crfs".into(),
+            cri: false,
+            platform: "linux/amd64".to_owned(),
+        };
+        Self { folder, wish }
+    }
+
+    /// Plans, applies, and insists that nothing is left to do and nothing is wrong.
+    fn apply(&self) -> Vec<Edit> {
+        let edits = plan(&self.wish).unwrap();
+        for edit in &edits {
+            std::fs::create_dir_all(edit.path.parent().unwrap()).unwrap();
+            std::fs::write(&edit.path, &edit.after).unwrap();
+        }
+        assert_eq!(plan(&self.wish).unwrap(), [], "once is enough");
+        let read = Containerd::read(&self.wish.file).unwrap();
+        let harmful = read
+            .flaws(&self.wish.address)
+            .into_iter()
+            .filter(|flaw| !flaw.is_harmless);
+        if self.wish.version >= (2, 1) {
+            assert_eq!(harmful.collect::<Vec<_>>(), []);
+        }
+        edits
+    }
+
+    fn paths(&self, edits: &[Edit]) -> Vec<String> {
+        let base = self.folder.path();
+        let paths = edits
+            .iter()
+            .map(|edit| edit.path.strip_prefix(base).unwrap());
+        paths.map(|path| path.display().to_string()).collect()
+    }
+}
+
+#[test]
+fn without_a_configuration_there_is_one_that_imports_a_drop_in() {
+    let bed = Bed::new(None, (2, 1));
+    let edits = bed.apply();
+    assert_eq!(bed.paths(&edits), ["conf.d/crfs.toml", "config.toml"]);
+    assert!(
+        edits[0].after.starts_with("version = 3\n"),
+        "{}",
+        edits[0].after
+    );
+    assert!(
+        edits[1].after.contains("conf.d/*.toml"),
+        "{}",
+        edits[1].after
+    );
+    let diff = edits[0].to_string();
+    assert!(
+        diff.contains("--- /dev/null") && diff.contains("+[proxy_plugins.crfs]"),
+        "{diff}"
+    );
+}
+
+#[test]
+fn what_is_there_keeps_its_comments_and_only_gets_an_import() {
+    let main = "# ours\nversion = 3\nimports = [\"/etc/other.toml\"] # theirs\n\n[grpc]\n  address = \"/x.sock\"\n";
+    let bed = Bed::new(Some(main), (2, 2));
+    let main = main.replace(
+        "/etc/other.toml",
+        &bed.folder.path().join("other.toml").display().to_string(),
+    );
+    std::fs::write(&bed.wish.file, &main).unwrap();
+    std::fs::write(bed.folder.path().join("other.toml"), "version = 3\n").unwrap();
+    let edits = bed.apply();
+    assert_eq!(bed.paths(&edits), ["config.toml", "conf.d/crfs.toml"]);
+    let diff = edits[0].to_string();
+    let added: Vec<_> = diff.lines().filter(|line| line.starts_with('+')).collect();
+    assert_eq!(added.len(), 2, "the heading and one line: {diff}");
+    assert!(edits[0].after.starts_with("# ours\n") && edits[0].after.contains("# theirs"));
+}
+
+#[test]
+fn a_file_that_imports_the_folder_already_is_left_alone() {
+    let bed = Bed::new(Some("version = 3\nimports = [\"conf.d/*.toml\"]\n"), (2, 2));
+    assert_eq!(bed.paths(&bed.apply()), ["conf.d/crfs.toml"]);
+}
+
+#[test]
+fn a_section_that_somebody_wrote_is_completed_where_it_stands() {
+    let main = "version = 3\n[plugins.\"io.containerd.transfer.v1.local\"]\n  max_concurrent_downloads = 7\n\
+                [[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n  snapshotter = \"overlayfs\"\n  differ = \"mine\"\n\
+                [proxy_plugins.crfs]\n  type = \"snapshot\"\n  address = \"/old.sock\"\n  capabilities = [\"rebase\"]\n";
+    let bed = Bed::new(Some(main), (2, 1));
+    let edits = bed.apply();
+    assert_eq!(bed.paths(&edits), ["config.toml"], "no drop-in is needed");
+    let after = &edits[0].after;
+    for kept in [
+        "max_concurrent_downloads = 7",
+        "differ = \"mine\"",
+        "address = \"/run/crfs/crfs.sock\"",
+    ] {
+        assert!(after.contains(kept), "{kept}: {after}");
+    }
+    assert!(
+        !after.contains("rebase") && after.matches("snapshotter = \"overlayfs\"").count() == 1,
+        "{after}"
+    );
+}
+
+#[test]
+fn pods_get_crfs_by_the_section_of_the_file_s_version() {
+    for (main, version, section) in [
+        (None, (2, 1), "io.containerd.cri.v1.images"),
+        (None, (1, 7), "io.containerd.grpc.v1.cri"),
+        (Some("version = 2\n"), (2, 1), "io.containerd.grpc.v1.cri"),
+    ] {
+        let mut bed = Bed::new(main, version);
+        bed.wish.cri = true;
+        let edits = bed.apply();
+        let drop_in = edits
+            .iter()
+            .find(|edit| edit.path.ends_with("conf.d/crfs.toml"))
+            .unwrap();
+        assert!(drop_in.after.contains(section), "{}", drop_in.after);
+        assert!(drop_in.after.contains("snapshotter = \"crfs\""));
+        assert_eq!(drop_in.after.contains("unpack_config"), version >= (2, 1));
+    }
+    assert!(matches!(
+        plan(&Bed::new(None, (1, 6)).wish),
+        Err(Error::TooOld(1, 6))
+    ));
+    let odd = Bed::new(Some("version = 3\n[proxy_plugins]\ncrfs = 7\n"), (2, 1));
+    assert!(plan(&odd.wish).is_err());
+}
