@@ -3,7 +3,8 @@
 
     kubeapi.py FOLDER
 
-Makes a CA, a server's and a client's certificate in FOLDER, and FOLDER/kubeconfig with the client's. Prints `READY=1` and
+Makes a CA, a server's and a client's certificate in FOLDER, FOLDER/kubeconfig with the client's, and FOLDER/by-program, by
+which a program has it. Prints `READY=1` and
 serves until it is ended: FOLDER/secrets.json, {"name": {docker config}}, read for every request, one secret a page. One line
 for each request goes to FOLDER/log: the method, the path, and who asked.
 """
@@ -35,6 +36,26 @@ users:
     client-certificate-data: {certificate}
     client-key-data: {key}
 """
+
+
+# Another kubeconfig, whose user is a program that has the certificate.
+PROGRAM = """\
+    exec:
+      apiVersion: client.authentication.k8s.io/v1
+      command: ./login
+      interactiveMode: Never
+"""
+
+
+def write_program():
+    status = {}
+    for key, name in ("clientCertificateData", "client.pem"), ("clientKeyData", "client.key"):
+        with open(name, encoding="utf-8") as file:
+            status[key] = file.read()
+    answer = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": status}
+    with open("login", "w", encoding="utf-8") as file:
+        file.write("#!/bin/sh\ncat <<'JSON'\n" + json.dumps(answer) + "\nJSON\n")
+    os.chmod("login", 0o700)
 
 
 def openssl(*words):
@@ -112,6 +133,9 @@ def main():
     )
     with open("kubeconfig", "w", encoding="utf-8") as file:
         file.write(text)
+    with open("by-program", "w", encoding="utf-8") as file:
+        file.write(text[: text.index("    client-certificate-data")] + PROGRAM)
+    write_program()
     print("READY=1", flush=True)
     server.serve_forever()
 

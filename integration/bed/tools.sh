@@ -9,7 +9,7 @@ tools_for_build() {
 # tools_for_bed: what a registry, an image and a container need. Sets python, registry_bin and runc_bin.
 tools_for_bed() {
 	tools_install unshare:util-linux nsenter:util-linux setpriv:util-linux mount:mount curl:curl \
-		setfattr:attr gpgv:gpgv openssl:openssl
+		setfattr:attr gpgv:gpgv openssl:openssl ip:iproute2
 	tools_python
 	tools_private registry_bin docker-registry docker-registry
 	tools_install runc:runc

@@ -121,6 +121,12 @@ impl Bed {
         self.ctr(&["image", "pull", plain, "--snapshotter", snapshotter, image]);
     }
 
+    /// Pulls a private image through crfs, as who has this `user:password`.
+    pub fn pull_as(&self, login: &str, image: &str) {
+        let pull = ["image", "pull", "--snapshotter", "crfs", "--plain-http"];
+        self.ctr(&[&pull[..], &["--user", login, image]].concat());
+    }
+
     /// Runs a command in a new container of an image that was pulled by crfs.
     pub fn run(&self, image: &str, name: &str, command: &[&str]) -> String {
         let name = format!("{}-{name}", self.value("NAMESPACE"));
@@ -177,37 +183,20 @@ impl Bed {
 
     /// Speaks to the relay: `reset`, `link?rtt_ms=100&mbit=0`, `down?on=1`, `fail?status=503&count=4`.
     pub fn relay(&self, method: &str, verb: &str) -> Value {
-        let url = format!("http://{}/_relay/{verb}", self.registry());
-        let mut curl = Command::new("curl");
-        curl.args([
-            "-fsS",
-            "--noproxy",
-            "*",
-            "--max-time",
-            "10",
-            "-X",
-            method,
-            &url,
-        ]);
-        let answer = checked(&curl.output().unwrap(), "curl", "");
+        let answer = self.curl(verb, &["-X", method]);
         serde_json::from_str(&answer).unwrap_or(Value::Null)
     }
 
     /// Sets who may read what of the registry: see `integration/bed/guard.py`.
     pub fn guard(&self, said: &Value) {
-        let url = format!("http://{}/_relay/guard", self.registry());
+        self.curl("guard", &["-d", &said.to_string()]);
+    }
+
+    fn curl(&self, verb: &str, arguments: &[&str]) -> String {
+        let url = format!("http://{}/_relay/{verb}", self.registry());
         let mut curl = Command::new("curl");
-        curl.args([
-            "-fsS",
-            "--noproxy",
-            "*",
-            "--max-time",
-            "10",
-            "-d",
-            &said.to_string(),
-            &url,
-        ]);
-        checked(&curl.output().unwrap(), "curl", "");
+        curl.args(["-fsS", "--noproxy", "*", "--max-time", "10"]);
+        checked(&curl.args(arguments).arg(url).output().unwrap(), "curl", "")
     }
 
     fn read_until(&mut self, last: &str) {

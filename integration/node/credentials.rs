@@ -27,17 +27,7 @@ fn tokens_of_five_seconds_are_renewed_once_each_under_load() {
     let login = json!({ "auths": { bed.registry(): { "auth": auth } } });
     fs::write(bed.folder().join("node/docker.json"), login.to_string()).unwrap();
     bed.guard(&json!({ "life": 5, "logins": { ALICE: "" } }));
-    let pull = [
-        "image",
-        "pull",
-        "--snapshotter",
-        "crfs",
-        "--plain-http",
-        "--user",
-        ALICE,
-        &image,
-    ];
-    bed.ctr(&pull);
+    bed.pull_as(ALICE, &image);
 
     // Slow enough that reading all of it takes the time that is to be tested.
     let seconds: u64 = if bed::long() { 600 } else { 60 };
@@ -253,16 +243,7 @@ fn pull_secrets_open_images_and_may_be_rotated() {
     api.holds(bed.registry(), ALICE);
     bed.guard(&json!({ "logins": { ALICE: "" } }));
     bed.relay("POST", "reset");
-    bed.ctr(&[
-        "image",
-        "pull",
-        "--snapshotter",
-        "crfs",
-        "--plain-http",
-        "--user",
-        ALICE,
-        &image,
-    ]);
+    bed.pull_as(ALICE, &image);
     assert!(
         bed.bytes_served() < 3_000_000,
         "lazily: {}",
@@ -285,6 +266,8 @@ fn pull_secrets_open_images_and_may_be_rotated() {
         "rotated",
         "/usr/lib/python3/dist-packages/numpy/ma/*.py",
     );
+    let kube = bed.folder().join("node/kube");
+    fs::rename(kube.join("by-program"), kube.join("kubeconfig")).unwrap();
     bed.tell("crfs stop");
     bed.tell("crfs start");
     bed.wait_for_crfs();

@@ -146,6 +146,13 @@ fn restarts(bed: &mut Bed, pod: &mut Pod) {
         ("containerd kill", "containerd start"),
     ] {
         bed.tell(stop);
+        let listens = bed.folder().join("node/cri.sock");
+        let accepted = std::os::unix::net::UnixStream::connect(listens);
+        assert!(
+            accepted.is_ok(),
+            "kubelet's calls wait while crfs is replaced: {accepted:?}"
+        );
+        drop(accepted);
         bed.tell(start);
         bed.tell("crfs crash");
         bed.wait_for_crfs();

@@ -31,6 +31,8 @@ pub enum Fault {
     SettingsFlood,
     /// A head, without end.
     ContinuationFlood,
+    /// A head, and then nothing; the connection lives, and answers pings.
+    Silent,
     /// Bytes that are no frames.
     Garbage,
 }
@@ -186,6 +188,10 @@ impl Shared {
             .unwrap();
         let mut stream = respond.send_response(head, false)?;
         let body = Bytes::from(content).slice(start..end);
+        if fault == Some(Fault::Silent) {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            return Ok(());
+        }
         if matches!(fault, Some(Fault::ResetStream | Fault::GoAway)) {
             stream.send_data(body.slice(..60_000.min(body.len())), false)?;
             tokio::time::sleep(Duration::from_millis(200)).await;

@@ -4,10 +4,10 @@
 //! blob. The container stays up while one case follows another, each on a file that was not read
 //! before; what it reads it hashes itself.
 
-use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use crfs::oci::Digest;
 use serde_json::Value;
@@ -43,8 +43,8 @@ pub struct Ward {
     docker: PathBuf,
     files: Vec<String>,
     container: String,
-    next: Cell<usize>,
-    runs: Cell<usize>,
+    next: AtomicUsize,
+    runs: AtomicUsize,
 }
 
 /// What came of reads in the container.
@@ -52,6 +52,7 @@ pub struct Ward {
 pub struct Outcome {
     pub ok: bool,
     pub said: String,
+    /// By the container's own clock: how long it takes to get in and out says nothing about crfs.
     pub took: Duration,
 }
 
@@ -67,17 +68,17 @@ impl Ward {
         );
         let bed = Bed::up(&config, &[]);
         let layout = image(&bed, count);
-        let (home, manifest) = (FakeRegistry::start(), manifest(&layout));
-        let blob = digest(&manifest["layers"][1]);
+        let home = FakeRegistry::start();
+        let (path, blob) = fill(&layout, &home, "/v2");
         let mut ward = Self {
-            blob: fs::read(layout.join("blobs").join(blob.replace(':', "/"))).unwrap(),
-            path: format!("/v2/data/img/blobs/{blob}"),
+            blob,
+            path,
             files: (0..count)
                 .map(|n| Digest::of(&content(n)).hex().to_string())
                 .collect(),
             container: format!("{}-faults", bed.value("NAMESPACE")),
-            next: Cell::new(0),
-            runs: Cell::new(0),
+            next: AtomicUsize::new(0),
+            runs: AtomicUsize::new(0),
             bed,
             home,
             layout,
@@ -86,7 +87,6 @@ impl Ward {
         };
         ward.home.guard(bearer("dXNlcjpwYXNz"));
         ward.login("user:pass");
-        ward.fill(&ward.home);
         ward.hosts(&format!("server = \"{}\"", ward.home.url("")));
         ward.run();
         ward
@@ -94,25 +94,12 @@ impl Ward {
 
     /// Puts the image into a registry.
     pub fn fill(&self, registry: &FakeRegistry) {
-        for entry in fs::read_dir(self.layout.join("blobs/sha256")).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-            let bytes = fs::read(path).unwrap();
-            registry.add(
-                &format!("/v2/data/img/blobs/sha256:{name}"),
-                "application/octet-stream",
-                &bytes,
-            );
-            let kind = "application/vnd.oci.image.manifest.v1+json";
-            registry.add(
-                &format!("/v2/data/img/manifests/sha256:{name}"),
-                kind,
-                &bytes,
-            );
-            if Digest::of(&bytes).to_string() == digest(&index(&self.layout)["manifests"][0]) {
-                registry.add("/v2/data/img/manifests/1", kind, &bytes);
-            }
-        }
+        self.fill_at(registry, "/v2");
+    }
+
+    /// The same, where the registry's repositories are below another path.
+    pub fn fill_at(&self, registry: &FakeRegistry, root: &str) {
+        fill(&self.layout, registry, root);
     }
 
     /// Writes the image's `hosts.toml`. crfs looks at it once a second.
@@ -128,11 +115,21 @@ impl Ward {
         self.certs.path().join("faults.test")
     }
 
-    /// The password that crfs has for the registry.
+    /// The password that crfs has for the registry, and no other.
     pub fn login(&self, login: &str) {
+        self.logins(&[(&self.home.host(), login)]);
+    }
+
+    /// The passwords that crfs has, by host.
+    pub fn logins(&self, all: &[(&str, &str)]) {
         use base64::Engine as _;
-        let auth = base64::engine::general_purpose::STANDARD.encode(login);
-        let json = serde_json::json!({ "auths": { self.home.host(): { "auth": auth } } });
+        let encode = |login| base64::engine::general_purpose::STANDARD.encode(login);
+        let auths = all.iter().map(|(host, login)| {
+            let auth = serde_json::json!({ "auth": encode(login) });
+            ((*host).to_owned(), auth)
+        });
+        let auths: serde_json::Map<_, _> = auths.collect();
+        let json = serde_json::json!({ "auths": auths });
         fs::write(&self.docker, json.to_string()).unwrap();
     }
 
@@ -171,20 +168,26 @@ impl Ward {
         assert!(self.shell("true").ok);
     }
 
+    /// Ends crfs and starts it again; the container reads on.
+    pub fn restart(&mut self) {
+        self.bed.tell("crfs stop");
+        self.bed.tell("crfs start");
+        self.bed.wait_for_crfs();
+    }
+
     /// A file that was not read before.
     pub fn fresh(&self) -> usize {
-        let next = self.next.get();
+        let next = self.next.fetch_add(1, Ordering::SeqCst);
         assert!(next < self.files.len(), "more files are needed");
-        self.next.set(next + 1);
         next
     }
 
     /// Runs a command in the container.
     pub fn shell(&self, command: &str) -> Outcome {
-        let run = self.runs.get();
-        self.runs.set(run + 1);
+        let run = self.runs.fetch_add(1, Ordering::SeqCst);
         let id = format!("x{run}");
-        let begun = Instant::now();
+        let clock = "read clock rest </proc/uptime; echo \"clock $clock\"";
+        let timed = format!("{clock}; {command}\nresult=$?; {clock}; exit $result");
         let done = self.bed.try_ctr(&[
             "task",
             "exec",
@@ -194,13 +197,19 @@ impl Ward {
             "busybox",
             "sh",
             "-c",
-            command,
+            &timed,
         ]);
-        let said = [done.stdout, done.stderr].concat();
+        let all = [done.stdout, done.stderr].concat();
+        let all = String::from_utf8_lossy(&all);
+        let (clock, said): (Vec<_>, Vec<_>) =
+            all.lines().partition(|line| line.starts_with("clock "));
+        let clock = clock.iter().map(|line| line[6..].parse().unwrap());
+        let clock: Vec<f64> = clock.collect();
+        assert_eq!(clock.len(), 2, "{all}\n{}", self.bed.crfs_log());
         Outcome {
             ok: done.status.success(),
-            said: String::from_utf8_lossy(&said).into_owned(),
-            took: begun.elapsed(),
+            said: said.join("\n"),
+            took: Duration::from_secs_f64(clock[1] - clock[0]),
         }
     }
 
@@ -229,7 +238,7 @@ impl Ward {
     }
 
     /// Lets `script` answer requests for the blob; it gets how many came before since now.
-    pub fn script(&self, script: impl Fn(&Seen, usize) -> Option<Reply> + Send + 'static) {
+    pub fn script(&self, script: impl Fn(&Seen, usize) -> Option<Reply> + Send + Sync + 'static) {
         self.home.reset();
         let path = self.path.clone();
         self.home
@@ -243,6 +252,30 @@ impl Ward {
     pub fn asked(&self) -> usize {
         self.home.count(&self.path)
     }
+}
+
+/// Puts the image of a layout into a registry, whose repositories are below `root`; gives path and content of
+/// the blob of its second layer.
+pub fn fill(layout: &Path, registry: &FakeRegistry, root: &str) -> (String, Vec<u8>) {
+    let (top, manifest) = (digest(&index(layout)["manifests"][0]), manifest(layout));
+    let data = digest(&manifest["layers"][1]);
+    let mut found = None;
+    for entry in fs::read_dir(layout.join("blobs/sha256")).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = fs::read(path).unwrap();
+        let digest = Digest::of(&bytes).to_string();
+        let path = format!("{root}/data/img/blobs/{digest}");
+        registry.add(&path, "application/octet-stream", &bytes);
+        let kind = "application/vnd.oci.image.manifest.v1+json";
+        registry.add(&format!("{root}/data/img/manifests/{digest}"), kind, &bytes);
+        if digest == top {
+            registry.add(&format!("{root}/data/img/manifests/1"), kind, &bytes);
+        }
+        if digest == data {
+            found = Some((path, bytes));
+        }
+    }
+    found.unwrap()
 }
 
 /// Tokens for an hour, for who shows this login (base64).

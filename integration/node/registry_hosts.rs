@@ -2,9 +2,13 @@
 //! its feet.
 
 use std::fs;
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use crate::fake_registry::{FakeRegistry, Reply, Seen};
+use crate::fake_registry::{FakeRegistry, Gatekeeper, Reply, Seen};
 use crate::fault_h2::{Fault, Http2};
 use crate::faulty::{DEADLINE, Ward, part};
 use crate::pki::{Ca, Pair};
@@ -21,7 +25,7 @@ fn mirrored(ward: &Ward, mirror: &FakeRegistry, round: usize) {
     std::thread::sleep(NOTICED);
 }
 
-type Script = Box<dyn Fn(&Seen) -> Option<Reply> + Send>;
+type Script = Box<dyn Fn(&Seen) -> Option<Reply> + Send + Sync>;
 
 /// What a mirror does, and requests for three files, read one after the other: at the mirror, at the
 /// registry. One that is only slow may be asked again.
@@ -120,6 +124,63 @@ fn a_mirror_that_does_not_help_is_not_noticed() {
     }
 }
 
+#[test]
+fn a_mirror_has_a_path_and_a_password_of_its_own() {
+    let ward = Ward::up(6);
+    let mirror = FakeRegistry::start_on("127.0.0.2:0");
+    let far = FakeRegistry::start_on("127.0.0.3:0");
+    // H24: a path that has nothing of a registry's, and a password that is the mirror's.
+    ward.fill_at(&mirror, "/cache/hub");
+    mirror.guard(Gatekeeper::Basic("bWlycm9yOm93bg==".to_owned()));
+    let home = ward.home.host();
+    ward.logins(&[(&home, "user:pass"), (&mirror.host(), "mirror:own")]);
+    let url = mirror.url("/cache/hub");
+    ward.hosts(&format!(
+        "server = \"{}\"\n[host.\"{url}\"]\noverride_path = true\n[host.\"{url}\".header]\nx-own = \"1\"\n",
+        ward.home.url("")
+    ));
+    std::thread::sleep(NOTICED);
+    ward.home.reset();
+    for _ in 0..2 {
+        let outcome = ward.read(&[ward.fresh()]);
+        assert!(outcome.ok, "{outcome:?}\n{}", ward.bed.crfs_log());
+    }
+    let path = ward.path.replacen("/v2", "/cache/hub", 1);
+    assert_eq!(
+        mirror.count(&path),
+        3,
+        "a question for the password, and two files"
+    );
+    assert_eq!(ward.home.seen().len(), 0);
+    for seen in mirror.seen().iter().skip(1) {
+        assert_eq!(seen.header("authorization"), Some("Basic bWlycm9yOm93bg=="));
+        assert_eq!(seen.header("x-own"), Some("1"));
+        assert_eq!(seen.query("ns"), Some("faults.test"));
+    }
+    // H7: where the mirror leads, nothing of this goes along.
+    far.add("/signed", "x", &ward.blob);
+    let target = far.url("/signed");
+    mirror.script(move |_, _| {
+        let reply = Reply::redirect(target.clone());
+        Some(reply.with("set-cookie", "s=1"))
+    });
+    assert!(ward.read(&[ward.fresh()]).ok);
+    assert_eq!(far.count("/signed"), 1);
+    crate::registry_readers::no_secrets(&far);
+    // Its password is no longer good: the registry's is tried at the registry, and only there.
+    mirror.reset();
+    mirror.guard(Gatekeeper::Basic("other".to_owned()));
+    far.script(|_, _| Some(Reply::new(403)));
+    let outcome = ward.read(&[ward.fresh()]);
+    assert!(outcome.ok && outcome.took < DEADLINE, "{outcome:?}");
+    let shown = mirror.seen();
+    let shown = shown.iter().filter_map(|seen| seen.header("authorization"));
+    assert!({ shown }.all(|shown| shown == "Basic bWlycm9yOm93bg=="));
+    let asked = ward.home.seen();
+    assert!(asked.iter().any(|seen| seen.path() == ward.path));
+    assert!(asked.iter().all(|seen| seen.header("x-own").is_none()));
+}
+
 /// Has crfs ask this address by TLS, with a CA.
 fn by_tls(ward: &Ward, url: &str) {
     ward.hosts(&format!("server = \"{url}\"\nca = \"ca.crt\"\n"));
@@ -128,7 +189,7 @@ fn by_tls(ward: &Ward, url: &str) {
 
 #[test]
 fn tls_and_http2_may_fail_in_every_way() {
-    let ward = Ward::up(20);
+    let ward = Ward::up(30);
     let ca = Ca::new("ours");
     fs::write(ward.folder().join("ca.crt"), &ca.pem).unwrap();
     let pair = ca.pair(&["127.0.0.1"]);
@@ -151,6 +212,8 @@ fn tls_and_http2_may_fail_in_every_way() {
         assert_eq!(server.seen().len(), 0, "{name}");
     }
 
+    what_is_not_quite_tls_is_refused(&ward, &pair);
+
     let server = Http2::start(&ward.home, pair.server(None, &["h2"]));
     by_tls(&ward, &server.url());
     let before = resident(&ward);
@@ -158,6 +221,7 @@ fn tls_and_http2_may_fail_in_every_way() {
         (None, 1),
         (Some(Fault::ResetStream), 2),
         (Some(Fault::GoAway), 2),
+        (Some(Fault::Silent), 2),
         (Some(Fault::RapidReset), 0),
         (Some(Fault::SettingsFlood), 1),
         (Some(Fault::ContinuationFlood), 1),
@@ -198,6 +262,92 @@ fn tls_and_http2_may_fail_in_every_way() {
         "{} requests",
         server.asked()
     );
+}
+
+/// `pair` is one that crfs believes.
+fn what_is_not_quite_tls_is_refused(ward: &Ward, pair: &Pair) {
+    // Plain HTTP where TLS is due, and TLS of long ago.
+    let plain = FakeRegistry::start();
+    ward.fill(&plain);
+    // Version 3.2 is TLS 1.1; the suite is one that TLS 1.2 has too.
+    let hello = [&[2, 0, 0, 38, 3, 2][..], &[7; 32], &[0, 0xc0, 0x13, 0]].concat();
+    let old = says(&[&[22, 3, 2, 0, 42][..], &hello].concat());
+    for (name, address) in [("plain http", plain.host()), ("TLS 1.1", old)] {
+        by_tls(ward, &format!("https://{address}"));
+        let outcome = ward.read(&[ward.fresh()]);
+        assert!(
+            !outcome.ok && outcome.took < DEADLINE,
+            "{name}: {outcome:?}"
+        );
+    }
+    let asked = plain.seen();
+    assert!(
+        asked.iter().all(|seen| seen.target.is_empty()),
+        "without TLS: {asked:?}"
+    );
+    // Nothing at all after the connection: tried as long as there is time.
+    by_tls(ward, &format!("https://{}", says(b"")));
+    let outcome = ward.read(&[ward.fresh()]);
+    let took = outcome.took;
+    let in_time = DEADLINE.mul_f32(0.7) <= took && took < DEADLINE.mul_f32(1.4);
+    assert!(!outcome.ok && in_time, "{outcome:?}");
+    // A signature by SHA-1.
+    let weak = sha1(ward.folder().as_path());
+    let server = FakeRegistry::start_tls("127.0.0.1:0", weak.server(None, &["http/1.1"]));
+    ward.fill(&server);
+    ward.hosts(&format!(
+        "server = \"https://{}\"\nca = \"weak.crt\"\n",
+        server.host()
+    ));
+    std::thread::sleep(NOTICED);
+    let outcome = ward.read(&[ward.fresh()]);
+    assert!(!outcome.ok && outcome.took < DEADLINE, "{outcome:?}");
+    assert_eq!(server.seen().len(), 0);
+    // H8: what began with TLS goes on with it.
+    let server = FakeRegistry::start_tls("127.0.0.1:0", pair.server(None, &["http/1.1"]));
+    let target = ward.home.url(&ward.path);
+    server.script(move |_, _| Some(Reply::redirect(target.clone())));
+    by_tls(ward, &format!("https://{}", server.host()));
+    ward.home.reset();
+    let outcome = ward.read(&[ward.fresh()]);
+    assert!(!outcome.ok && outcome.took < DEADLINE, "{outcome:?}");
+    assert_eq!((server.seen().len(), ward.home.seen().len()), (1, 0));
+}
+
+/// A server that answers each connection with these bytes, and then with nothing.
+fn says(bytes: &[u8]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, bytes) = (listener.local_addr().unwrap(), bytes.to_vec());
+    std::thread::spawn(move || {
+        let mut open = Vec::new();
+        for mut client in listener.incoming().flatten() {
+            client.write_all(&bytes).unwrap();
+            open.push(client);
+        }
+    });
+    address.to_string()
+}
+
+/// A certificate for this machine that a CA, `weak.crt` in `folder`, has signed with SHA-1.
+fn sha1(folder: &Path) -> Pair {
+    let script = "set -e; new='-newkey rsa:2048 -nodes'
+        openssl req -x509 $new -keyout weak.key -out weak.crt -subj /CN=weak -days 2
+        openssl req $new -keyout own.key -out own.csr -subj /CN=own
+        printf 'subjectAltName=IP:127.0.0.1\\nbasicConstraints=CA:FALSE\\n' >own.ext
+        openssl x509 -req -sha1 -in own.csr -out own.crt -CA weak.crt -CAkey weak.key -CAcreateserial -days 2 \
+            -extfile own.ext";
+    let mut openssl = Command::new("sh");
+    let done = openssl
+        .args(["-c", script])
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{done:?}");
+    let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
+    Pair {
+        cert: read("own.crt"),
+        key: read("own.key"),
+    }
 }
 
 /// Resident memory of crfs in KiB.

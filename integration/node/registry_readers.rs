@@ -6,7 +6,7 @@ use crate::fake_registry::{FakeRegistry, Reply};
 use crate::faulty::{DEADLINE, FORGOTTEN, Ward, bearer, part};
 
 /// What no foreign host may get to see.
-fn no_secrets(server: &FakeRegistry) {
+pub fn no_secrets(server: &FakeRegistry) {
     for seen in server.seen() {
         for secret in ["authorization", "cookie", "referer", "x-own"] {
             assert_eq!(seen.header(secret), None, "{secret} came along");
@@ -32,9 +32,13 @@ fn credentials_stay_where_they_belong_and_are_renewed() {
         let (first, second) = (storage.url("/hop"), far.url("/signed"));
         ward.script(move |seen, _| {
             let known = seen.header("authorization").is_some();
-            known.then(|| Reply::new(status).with("location", first.clone()))
+            let to = Reply::new(status).with("location", first.clone());
+            known.then(|| to.with("set-cookie", "s=1; Path=/"))
         });
-        storage.script(move |_, _| Some(Reply::new(status).with("location", second.clone())));
+        storage.script(move |_, _| {
+            let to = Reply::new(status).with("location", second.clone());
+            Some(to.with("set-cookie", "s=2; Path=/"))
+        });
         far.reset();
         // The place where the blob was found last time is gone.
         far.script(move |_, before| (round > 0 && before == 0).then(|| Reply::new(404)));
@@ -68,6 +72,12 @@ fn credentials_stay_where_they_belong_and_are_renewed() {
     let outcome = ward.read(&[ward.fresh()]);
     assert!(!outcome.ok && outcome.took < DEADLINE, "{outcome:?}");
     assert_eq!(storage.count("/token"), 0);
+    [&storage, &far].into_iter().for_each(no_secrets);
+
+    far.reset();
+    far.script(|_, _| Some(Reply::new(401).with("www-authenticate", "Basic realm=\"far\"")));
+    let outcome = ward.read(&[ward.fresh()]);
+    assert!(!outcome.ok && outcome.took < DEADLINE, "{outcome:?}");
     [&storage, &far].into_iter().for_each(no_secrets);
 
     // H11: the token ends in the middle of a layer; one is fetched for all.

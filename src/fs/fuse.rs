@@ -101,7 +101,7 @@ impl Adapter {
     }
 
     fn read_reply(&self, ino: INodeNo, offset: u64, size: u32, reply: ReplyData) {
-        if let Some(errno) = self.failed.recall(ino.0, offset) {
+        if let Some(errno) = self.just_failed(Ino(ino.0), offset, size) {
             reply.error(errno);
             return;
         }
@@ -124,7 +124,9 @@ impl Adapter {
                         Ok(bytes) => reply.data(&bytes),
                         Err(error) => {
                             let errno = counters.refuse(layer, "read", ino.0, &error);
-                            failed.note(ino.0, offset, size, errno);
+                            if let Ok(chunks) = fs.chunks(Ino(ino.0), offset, size) {
+                                failed.note(chunks, errno);
+                            }
                             reply.error(errno);
                         }
                     }
@@ -133,6 +135,18 @@ impl Adapter {
             }
             Err(error) => reply.error(self.refuse("read", ino, &error)),
         }
+    }
+
+    /// What a read is told because another has just failed that wanted the same; what is here is read
+    /// all the same.
+    fn just_failed(&self, ino: Ino, offset: u64, size: u32) -> Option<Errno> {
+        if !self.failed.any() {
+            return None;
+        }
+        let chunks = self.fs.chunks(ino, offset, size).ok()?;
+        let errno = self.failed.recall(&chunks)?;
+        let here = self.fs.read_here(ino, offset, size);
+        (!matches!(here, Ok(Some(_)))).then_some(errno)
     }
 
     /// The answer to GETXATTR and LISTXATTR: the caller's buffer is of `size` bytes, 0 asks for

@@ -216,10 +216,19 @@ impl LayerFs {
     /// # Errors
     /// [`Error::NotFile`], [`Error::Damaged`], [`Error::Content`].
     pub fn read(&self, ino: Ino, offset: u64, len: u32) -> Result<Reading, Error> {
-        let Kind::File { size, chunks } = self.getattr(ino)?.kind else {
-            return Err(Error::NotFile(ino));
-        };
-        let len = u64::from(len).min(size.saturating_sub(offset));
+        if let Some(buffer) = self.read_here(ino, offset, len)? {
+            return Ok(Reading::Ready(buffer));
+        }
+        let (chunks, parts) = self.parts(ino, offset, len)?;
+        Ok(Reading::Waiting(self.fetch(chunks, parts)))
+    }
+
+    /// The same if all of it is here; nothing is fetched.
+    ///
+    /// # Errors
+    /// As [`LayerFs::read`].
+    pub fn read_here(&self, ino: Ino, offset: u64, len: u32) -> Result<Option<Buffer>, Error> {
+        let (chunks, len) = self.extent(ino, offset, len)?;
         // Fits: it began as a u32.
         let mut buffer = Buffer::take(usize::try_from(len).unwrap_or(usize::MAX));
         let mut rest = &mut *buffer;
@@ -231,15 +240,36 @@ impl LayerFs {
                 hit = self.content.try_read(part.chunk, part.at, now);
             }
         })?;
-        if hit? {
-            return Ok(Reading::Ready(buffer));
-        }
-        // The buffer goes back at once: what waits for the network must not hold memory.
-        drop(buffer);
+        // Of a miss the buffer goes back at once: what waits for the network must not hold memory.
+        Ok(hit?.then_some(buffer))
+    }
+
+    /// The chunks that a read of `len` bytes from `offset` needs.
+    ///
+    /// # Errors
+    /// [`Error::NotFile`], [`Error::Damaged`].
+    pub fn chunks(&self, ino: Ino, offset: u64, len: u32) -> Result<Range<u32>, Error> {
+        let (_, parts) = self.parts(ino, offset, len)?;
+        let numbers = parts.first().zip(parts.last());
+        Ok(numbers.map_or(0..0, |(first, last)| {
+            first.chunk.0..last.chunk.0.saturating_add(1)
+        }))
+    }
+
+    /// The chunks of a file, and how many of `len` bytes from `offset` it has.
+    fn extent(&self, ino: Ino, offset: u64, len: u32) -> Result<(Range<u32>, u64), Error> {
+        let Kind::File { size, chunks } = self.getattr(ino)?.kind else {
+            return Err(Error::NotFile(ino));
+        };
+        Ok((chunks, u64::from(len).min(size.saturating_sub(offset))))
+    }
+
+    fn parts(&self, ino: Ino, offset: u64, len: u32) -> Result<(Range<u32>, Vec<Part>), Error> {
+        let (chunks, len) = self.extent(ino, offset, len)?;
         let mut parts = Vec::new();
         self.index
             .parts(&chunks, offset, len, &mut |part| parts.push(part))?;
-        Ok(Reading::Waiting(self.fetch(chunks, parts)))
+        Ok((chunks, parts))
     }
 
     /// Fetches what is not here. All requests are made before this returns, the most urgent first.

@@ -36,7 +36,6 @@ use std::io;
 
 /// Name of containerd's listening socket in the store.
 pub const LISTEN: &str = "listen";
-
 /// Name of the CRI proxy's listening socket in the store.
 pub const LISTEN_CRI: &str = "listen-cri";
 

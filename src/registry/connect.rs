@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use reqwest::{Certificate, Client, Identity};
+use reqwest::{Certificate, Client, ClientBuilder};
 use url::Url;
 
 use crate::registry::Error;
 use crate::registry::egress::Guard;
 use crate::registry::hosts::Tls;
+use crate::registry::tls;
 use crate::registry::transport::chain;
 
 const USER_AGENT: &str = concat!("crfs/", env!("CARGO_PKG_VERSION"));
@@ -34,15 +35,39 @@ pub(super) struct Pools {
 impl Recipe {
     /// New pools without connections.
     pub(super) fn pools(&self, guard: &Guard) -> Result<Pools, Error> {
-        let home = self.client(guard, self.tls.identity.as_deref())?;
-        let away = match self.tls.identity {
-            Some(_) => self.client(guard, None)?,
-            None => home.clone(),
+        let away = self.client(guard)?;
+        let home = match self.tls.identities.is_empty() {
+            true => away.clone(),
+            false => {
+                let home = self.builder(guard);
+                let home = home.tls_backend_preconfigured(tls::client(&self.tls)?);
+                home.build().map_err(|error| Error::Setup(chain(&error)))?
+            }
         };
         Ok(Pools { home, away })
     }
 
-    fn client(&self, guard: &Guard, identity: Option<&[u8]>) -> Result<Client, Error> {
+    fn builder(&self, guard: &Guard) -> ClientBuilder {
+        let builder = Client::builder()
+            .user_agent(USER_AGENT)
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .referer(false)
+            .connect_timeout(self.connect_timeout)
+            .http2_initial_stream_window_size(STREAM_WINDOW)
+            .http2_initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .http2_keep_alive_timeout(Duration::from_secs(10))
+            .tls_danger_accept_invalid_certs(self.tls.skip_verify)
+            .dns_resolver(guard.clone());
+        match self.proxied {
+            true => builder,
+            false => builder.no_proxy(),
+        }
+    }
+
+    /// A client that shows no certificate.
+    fn client(&self, guard: &Guard) -> Result<Client, Error> {
         // Fails if a provider is installed already: then that one is used.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let setup = |error: reqwest::Error| Error::Setup(chain(&error));
@@ -50,36 +75,11 @@ impl Recipe {
         for pem in &self.tls.ca {
             ca.extend(Certificate::from_pem_bundle(pem).map_err(setup)?);
         }
-        let identity = identity
-            .map(Identity::from_pem)
-            .transpose()
-            .map_err(setup)?;
-        let builder = || {
-            let mut builder = Client::builder()
-                .user_agent(USER_AGENT)
-                .redirect(reqwest::redirect::Policy::none())
-                .retry(reqwest::retry::never())
-                .referer(false)
-                .connect_timeout(self.connect_timeout)
-                .http2_initial_stream_window_size(STREAM_WINDOW)
-                .http2_initial_connection_window_size(CONNECTION_WINDOW)
-                .http2_keep_alive_interval(Duration::from_secs(10))
-                .http2_keep_alive_timeout(Duration::from_secs(10))
-                .tls_danger_accept_invalid_certs(self.tls.skip_verify)
-                .dns_resolver(guard.clone());
-            if let Some(identity) = &identity {
-                builder = builder.identity(identity.clone());
-            }
-            match self.proxied {
-                true => builder,
-                false => builder.no_proxy(),
-            }
-        };
         // A node without CA certificates can still use plain-HTTP registries and those whose CA is
         // configured; https to others fails there with the reason when it is tried.
-        builder().tls_certs_merge(ca.clone()).build().or_else(|error| {
+        self.builder(guard).tls_certs_merge(ca.clone()).build().or_else(|error| {
             tracing::warn!(%error, "no usable CA certificates (is the package ca-certificates installed?)");
-            builder().tls_certs_only(ca).build()
+            self.builder(guard).tls_certs_only(ca).build()
         })
         .map_err(setup)
     }

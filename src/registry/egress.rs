@@ -17,6 +17,8 @@ use parking_lot::Mutex;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
 
+use crate::registry::lookup::Lookups;
+
 /// How far an address reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reach {
@@ -112,6 +114,7 @@ struct Inner {
     allowed: Vec<String>,
     /// Hosts of proxies: may be connected to, not asked.
     proxies: Vec<String>,
+    lookups: Arc<Lookups>,
 }
 
 impl Guard {
@@ -129,6 +132,7 @@ impl Guard {
             reach: Mutex::new(reach),
             allowed,
             proxies,
+            lookups: Arc::default(),
         }))
     }
 
@@ -194,10 +198,8 @@ impl Resolve for Guard {
         let guard = self.clone();
         Box::pin(async move {
             let host = name.as_str();
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((host, 0)).await?.collect();
-            if found.is_empty() {
-                return Err(format!("{host} has no address").into());
-            }
+            let found = guard.0.lookups.find(host).await;
+            let found = found.map_err(|why| why.to_string())?;
             let permitted = guard.judge(host, found)?;
             Ok(Box::new(permitted.into_iter()) as Addrs)
         })

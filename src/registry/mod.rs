@@ -21,11 +21,14 @@ mod endpoint;
 mod error;
 mod host;
 mod hosts;
+mod lookup;
 mod payload;
 mod push;
 mod retry;
+mod served;
 mod source;
 mod sources;
+mod tls;
 mod token;
 mod traffic;
 mod transport;
@@ -40,8 +43,8 @@ mod tests;
 pub use client::{Client, Fetched};
 pub use config::Config;
 pub use credentials::{
-    Anonymous, Chain, Config as CredentialsConfig, Credential, Credentials, DockerConfig, Found,
-    Learned, Providers, PullSecrets, Pulled, Secret,
+    Anonymous, Chain, Config as CredentialsConfig, Credential, Credentials, DockerConfig, Finding,
+    Found, Learned, Providers, PullSecrets, Pulled, Secret,
 };
 pub use error::Error;
 pub use payload::Payload;

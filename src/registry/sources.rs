@@ -2,7 +2,7 @@
 //!
 //! A layer pulled as part of several images may be read by the reference and the credentials of
 //! any of them. When one is refused, gone or out of reach, the next is tried, also in the middle
-//! of a range; whichever served last is asked first.
+//! of a range; whichever served last is asked first. One that sent wrong bytes is asked last.
 //!
 //! Locking: the list is locked to look at it and to add to it, never across a request.
 
@@ -15,6 +15,7 @@ use futures::stream::{self, StreamExt as _};
 use parking_lot::Mutex;
 
 use crate::oci::{Digest, Reference};
+use crate::registry::served::Served;
 use crate::registry::{ByteStream, Client, Error, RangeSource};
 
 /// Most places that are remembered for one blob.
@@ -29,6 +30,8 @@ struct Inner {
     digest: Digest,
     size: u64,
     list: Mutex<List>,
+    /// By their place in the list, which only grows.
+    served: Served<usize>,
 }
 
 #[derive(Default)]
@@ -52,6 +55,8 @@ struct Reader {
     left: Vec<(usize, Source)>,
     rest: Range<u64>,
     pieces: Option<ByteStream>,
+    /// What `pieces` are to bring.
+    asked: Range<u64>,
     /// What the first of them said: the reason that matters if all fail.
     failure: Option<Error>,
 }
@@ -72,6 +77,7 @@ impl Sources {
             digest,
             size,
             list: Mutex::default(),
+            served: Served::default(),
         }));
         let mut failure = None;
         for image in images {
@@ -119,6 +125,7 @@ impl Sources {
         let mut reader = Reader {
             sources: self.clone(),
             left: self.in_order(),
+            asked: range.clone(),
             rest: range,
             pieces: None,
             failure: None,
@@ -145,9 +152,17 @@ impl RangeSource for Sources {
     }
 
     fn was_wrong(&self, range: Range<u64>) {
-        // The one that served last. Were it another, the digest of what comes next tells again.
-        if let Some((_, source)) = self.in_order().first() {
-            source.blob.was_wrong(range);
+        for at in self.0.served.blame(&range) {
+            let mut list = self.0.list.lock();
+            let Some(blob) = list.sources.get(at).map(|source| Arc::clone(&source.blob)) else {
+                continue;
+            };
+            // It may have no other host to turn to; another source has.
+            if list.first == at {
+                list.first = (at + 1) % list.sources.len();
+            }
+            drop(list);
+            blob.was_wrong(range.clone());
         }
     }
 }
@@ -162,7 +177,10 @@ impl Reader {
             };
             match source.blob.range(self.rest.clone()).await {
                 Ok(pieces) => {
-                    self.sources.0.list.lock().first = at;
+                    let Inner { list, served, .. } = &*self.sources.0;
+                    list.lock().first = at;
+                    self.asked = self.rest.clone();
+                    served.begun(self.asked.clone(), at);
                     self.pieces = Some(pieces);
                 }
                 Err(error) => self.give_up(error),
@@ -190,7 +208,10 @@ impl Reader {
 
     /// The place that is being asked does not have it for us: on to the next.
     fn give_up(&mut self, error: Error) {
-        self.pieces = None;
+        if self.pieces.take().is_some() {
+            let served = &self.sources.0.served;
+            served.broke_off(&self.asked, self.rest.start);
+        }
         let (_, failed) = self.left.remove(0);
         if let Some((at, next)) = self.left.first() {
             let (from, to) = (&failed.repository, &next.repository);
@@ -281,6 +302,30 @@ mod tests {
         assert!(read(&sources, 0..60_000).await.unwrap() == content);
         let asked: Vec<_> = b.seen().iter().filter_map(|seen| seen.range()).collect();
         assert_eq!(asked, [(20_000, 60_000)], "only what was missing");
+    }
+
+    #[tokio::test]
+    async fn who_sent_wrong_bytes_is_known_and_asked_last() {
+        let content: Vec<u8> = (0..60_000u32).map(|n| n as u8).collect();
+        let (a, b, sources) = two(&content);
+        let wrong = vec![0; content.len()];
+        a.script(move |seen, _| {
+            let (start, end) = seen.range()?;
+            Some(Reply::part(&wrong, start, end))
+        });
+        assert_eq!(read(&sources, 0..10).await.unwrap(), [0; 10]);
+        sources.was_wrong(0..10);
+        assert_eq!(read(&sources, 0..10).await.unwrap(), content[..10]);
+        // It is told late, while another serves: that one is not to blame.
+        a.script(|_, _| None);
+        assert_eq!(read(&sources, 10..20).await.unwrap(), content[10..20]);
+        b.script(|_, _| Some(Reply::new(404)));
+        assert_eq!(read(&sources, 20..30).await.unwrap(), content[20..30]);
+        let asked = (a.seen().len(), b.seen().len());
+        sources.was_wrong(10..20);
+        assert_eq!(read(&sources, 30..40).await.unwrap(), content[30..40]);
+        let now = (a.seen().len(), b.seen().len());
+        assert_eq!(now, (asked.0 + 1, asked.1), "it is still asked first");
     }
 
     #[tokio::test]

@@ -75,6 +75,8 @@ pub struct Reply {
     pub stall: Option<usize>,
     /// One byte at a time, with this pause between them.
     pub drip: Option<Duration>,
+    /// The same, from the head on.
+    pub drip_head: Option<Duration>,
     /// Wait before the head.
     pub delay: Option<Duration>,
     /// Exactly these bytes, head and all, and the end of the connection.
@@ -130,7 +132,7 @@ pub enum Gatekeeper {
     },
 }
 
-type Script = Box<dyn Fn(&Seen, usize) -> Option<Reply> + Send>;
+type Script = Arc<dyn Fn(&Seen, usize) -> Option<Reply> + Send + Sync>;
 
 #[derive(Default)]
 struct State {
@@ -206,13 +208,18 @@ impl FakeRegistry {
     }
 
     /// Lets `script` answer first; it gets the request and how many came before it with the same
-    /// path. It is asked before credentials are.
-    pub fn script(&self, script: impl Fn(&Seen, usize) -> Option<Reply> + Send + 'static) {
-        self.state().script = Some(Box::new(script));
+    /// path. It is asked before credentials are, and may take its time: nobody else waits for it.
+    pub fn script(&self, script: impl Fn(&Seen, usize) -> Option<Reply> + Send + Sync + 'static) {
+        self.state().script = Some(Arc::new(script));
     }
 
     pub fn guard(&self, gatekeeper: Gatekeeper) {
         self.state().gatekeeper = Some(gatekeeper);
+    }
+
+    /// Lets everyone in again.
+    pub fn open(&self) {
+        self.state().gatekeeper = None;
     }
 
     /// All tokens end now.
@@ -290,13 +297,12 @@ impl FakeRegistry {
             .filter(|old| old.path() == seen.path())
             .count();
         state.seen.push(seen.clone());
-        if let Some(script) = state.script.take() {
-            let reply = script(seen, before);
-            state.script = Some(script);
-            if let Some(reply) = reply {
-                return reply;
-            }
+        let script = state.script.clone();
+        drop(state);
+        if let Some(reply) = script.and_then(|script| script(seen, before)) {
+            return reply;
         }
+        let mut state = self.state();
         if seen.path() == "/token" {
             return state.token(seen);
         }
@@ -422,6 +428,15 @@ fn read_request(reader: &mut BufReader<impl Read>) -> std::io::Result<Option<See
     Ok(Some(seen))
 }
 
+fn drip(writer: &mut impl Write, bytes: &[u8], pause: Duration) -> std::io::Result<()> {
+    for byte in bytes {
+        writer.write_all(&[*byte])?;
+        writer.flush()?;
+        thread::sleep(pause);
+    }
+    Ok(())
+}
+
 /// Whether the connection goes on.
 fn write_reply(writer: &mut impl Write, method: &str, reply: &Reply) -> std::io::Result<bool> {
     thread::sleep(reply.delay.unwrap_or_default());
@@ -443,18 +458,18 @@ fn write_reply(writer: &mut impl Write, method: &str, reply: &Reply) -> std::io:
             )
         }
     }
-    writer.write_all(head.as_bytes())?;
+    match reply.drip_head {
+        Some(pause) => drip(writer, head.as_bytes(), pause)?,
+        None => writer.write_all(head.as_bytes())?,
+    }
     writer.flush()?;
     if method == "HEAD" {
         return Ok(true);
     }
     let shown = reply.cut.or(reply.stall).unwrap_or(reply.body.len());
     let body = &reply.body[..shown.min(reply.body.len())];
-    if let Some(pause) = reply.drip {
-        for byte in body {
-            writer.write_all(&[*byte])?;
-            thread::sleep(pause);
-        }
+    if let Some(pause) = reply.drip.or(reply.drip_head) {
+        drip(writer, body, pause)?;
     } else if reply.chunked {
         write!(writer, "{:x}\r\n", body.len())?;
         writer.write_all(body)?;

@@ -186,7 +186,7 @@ pub(super) fn layer(members: &[Vec<Vec<u8>>]) -> (Arc<FakeSource>, FakeMap) {
 
 /// A gzip member that does not compress: its length in the blob is its content's and 18 bytes, and
 /// 5 for each 65535.
-fn stored(content: &[u8]) -> Vec<u8> {
+pub(super) fn stored(content: &[u8]) -> Vec<u8> {
     let mut out = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
     let blocks: Vec<_> = content.chunks(0xffff).collect();
     for (number, block) in blocks.iter().enumerate() {

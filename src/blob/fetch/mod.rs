@@ -22,6 +22,8 @@ mod plan;
 mod stream;
 
 #[cfg(test)]
+mod once_tests;
+#[cfg(test)]
 mod plan_tests;
 #[cfg(test)]
 mod tests;

@@ -259,7 +259,14 @@ mod tests {
             layers: vec![Digest::of(b"0"), Digest::of(b"1")],
             updated: 0,
             starts: 1,
-            order: order(&[(1, "b", 0), (0, "a/x", 0), (1, "b", 1), (0, "b", 0)]),
+            order: order(&[
+                (1, "b", 0),
+                (0, "a/x", 0),
+                (1, "b", 1),
+                (1, "b", 2),
+                (0, "b", 0),
+                (0, "b", 3),
+            ]),
         };
         assert_eq!(profile.paths().collect::<Vec<_>>(), ["/b", "/a/x"]);
         let pieces = profile.pieces();
@@ -272,11 +279,12 @@ mod tests {
             [
                 ("/b", 0..1 << 20),
                 ("/a/x", 0..1 << 20),
-                ("/b", 1 << 20..2 << 20),
-                ("/b", 0..1 << 20)
+                ("/b", 1 << 20..3 << 20),
+                ("/b", 0..1 << 20),
+                ("/b", 3 << 20..4 << 20)
             ]
         );
-        assert_eq!(profile.bytes(), 4 << 20);
+        assert_eq!(profile.bytes(), 6 << 20);
         assert!(profile.is_sound());
     }
 

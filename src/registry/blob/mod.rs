@@ -4,12 +4,11 @@
 //! A range is asked of the hosts in their order ([`Hosts`]) until one answers; what an answer leaves
 //! out is asked of them again. Where no other host is left, time is given ([`Patience`]).
 //!
-//! Locking: `spots` and `served` are held for a copy only.
+//! Locking: `spots` is held for a copy only.
 
 mod part;
 mod spot;
 
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -22,12 +21,10 @@ use crate::oci::Digest;
 use crate::registry::body::PROGRESS;
 use crate::registry::hosts::{Capability, Failures, Hosts, List};
 use crate::registry::retry::Patience;
+use crate::registry::served::Served;
 use crate::registry::{ByteStream, Error, RangeSource};
 use part::Part;
 use spot::{Spot, Target};
-
-/// Answers that are remembered, in case they prove wrong: more than are decoded at a time.
-const SERVED: usize = 64;
 
 /// A blob of a registry. Cheap to clone; clones share where the blob was found.
 #[derive(Clone)]
@@ -38,8 +35,7 @@ struct Inner {
     target: Arc<Target>,
     /// The blob at each host, and the list of hosts they were made for.
     spots: Mutex<(Option<List>, Vec<Arc<Spot>>)>,
-    /// Who answered for which range, the latest last.
-    served: Mutex<VecDeque<(Range<u64>, Arc<Spot>)>>,
+    served: Served<Arc<Spot>>,
 }
 
 /// A range that is being read.
@@ -47,6 +43,8 @@ struct Reader {
     blob: RemoteBlob,
     rest: Range<u64>,
     part: Option<(Arc<Spot>, Part)>,
+    /// What `part` is to bring.
+    asked: Range<u64>,
     patience: Patience,
     /// Bytes since the last failure.
     progress: u64,
@@ -64,7 +62,7 @@ impl RemoteBlob {
             hosts,
             target: Arc::new(target),
             spots: Mutex::default(),
-            served: Mutex::default(),
+            served: Served::default(),
         }))
     }
 
@@ -77,6 +75,7 @@ impl RemoteBlob {
         }
         let mut reader = Reader {
             blob: self.clone(),
+            asked: range.clone(),
             rest: range,
             part: None,
             patience: self.0.hosts.patience(what),
@@ -104,15 +103,9 @@ impl RangeSource for RemoteBlob {
     }
 
     fn was_wrong(&self, range: Range<u64>) {
-        let overlaps = |other: &Range<u64>| other.start < range.end && range.start < other.end;
-        let mut served = self.0.served.lock();
-        served.retain(|(other, spot)| {
-            let wrong = overlaps(other);
-            if wrong {
-                spot.was_wrong();
-            }
-            !wrong
-        });
+        for spot in self.0.served.blame(&range) {
+            spot.was_wrong();
+        }
     }
 }
 
@@ -124,11 +117,7 @@ impl Inner {
             match spot.open(range).await {
                 Ok(part) => {
                     spot.endpoint.worked();
-                    let mut served = self.served.lock();
-                    served.push_back((range.clone(), Arc::clone(&spot)));
-                    if served.len() > SERVED {
-                        served.pop_front();
-                    }
+                    self.served.begun(range.clone(), Arc::clone(&spot));
                     return Ok((spot, part));
                 }
                 Err(error) => {
@@ -177,7 +166,10 @@ impl Reader {
     async fn open(&mut self) -> Result<(), Error> {
         while self.part.is_none() {
             match self.patience.within(self.blob.0.open(&self.rest)).await {
-                Ok(opened) => self.part = Some(opened),
+                Ok(opened) => {
+                    self.asked = self.rest.clone();
+                    self.part = Some(opened);
+                }
                 Err(error) => self.patience.after(error).await?,
             }
         }
@@ -216,6 +208,8 @@ impl Reader {
         if let Some((spot, _)) = self.part.take() {
             spot.endpoint.failed(&error);
             spot.note(&error);
+            let served = &self.blob.0.served;
+            served.broke_off(&self.asked, self.rest.start);
         }
         if self.progress >= PROGRESS {
             self.patience.renew();

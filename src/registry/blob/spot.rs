@@ -186,7 +186,8 @@ impl Spot {
 /// Whether an answer of a remembered place says that it is no longer the place.
 fn is_outdated(error: &Error) -> bool {
     match error {
-        Error::Unauthorized { .. } | Error::NotFound { .. } => true,
+        // A name that leads inside now is not the place that it was.
+        Error::Unauthorized { .. } | Error::NotFound { .. } | Error::Egress { .. } => true,
         Error::Status { status, .. } => (400..500).contains(status) && !error.is_transient(),
         _ => false,
     }

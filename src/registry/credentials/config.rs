@@ -16,7 +16,7 @@ pub struct Config {
     /// Folder of the plugins that it names: what kubelet is given as
     /// `--image-credential-provider-bin-dir`. Default: none.
     pub provider_bin_dir: Option<PathBuf>,
-    /// Longest run of a plugin. Default: 1 min, as kubelet's.
+    /// Longest run of a plugin, and of the one of a kubeconfig. Default: 1 min, as kubelet's.
     #[serde(with = "humantime_serde")]
     pub provider_timeout: Duration,
     /// A kubeconfig by which pull secrets (type `kubernetes.io/dockerconfigjson`) are read.

@@ -15,12 +15,11 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
-use futures::future::BoxFuture;
 use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 
 use crate::registry::credentials::exec::{self, MAX_ANSWER};
-use crate::registry::credentials::{Credential, Credentials, Found, Secret};
+use crate::registry::credentials::{Credential, Credentials, Finding, Found, Secret};
 use crate::registry::{Config, Error};
 
 /// The key under which docker keeps what belongs to `docker.io`.
@@ -182,11 +181,7 @@ impl DockerConfig {
 }
 
 impl Credentials for DockerConfig {
-    fn find<'a>(
-        &'a self,
-        host: &'a str,
-        repository: &'a str,
-    ) -> BoxFuture<'a, Result<Vec<Found>, Error>> {
+    fn find<'a>(&'a self, host: &'a str, repository: &'a str) -> Finding<'a> {
         Box::pin(self.find_all(host, repository))
     }
 

@@ -1,7 +1,8 @@
 //! A kubeconfig: which API server, and as whom.
 //!
 //! Source: Kubernetes, "kubeconfig (v1)". Read are the current context's cluster and user, with
-//! certificates and tokens in the file or in files it names (relative to its own folder).
+//! certificates and tokens in the file, in files it names (relative to its own folder), or from a
+//! program that it names ([`Plugin`]).
 
 use std::path::{Path, PathBuf};
 
@@ -9,10 +10,22 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::{Certificate, Client, ClientBuilder, Identity};
 use serde::Deserialize;
+use serde_json::{Value, json};
 use url::Url;
 
 use crate::registry::credentials::Secret;
+use crate::registry::credentials::exec_login::{Plugin, Shown};
 use crate::registry::host::is_loopback;
+
+/// The extension of a cluster that is for its user's plugin.
+const EXTENSION: &str = "client.authentication.k8s.io/exec";
+
+/// The current context of a file: a cluster, and a user.
+pub(super) struct Access {
+    entry: ClusterEntry,
+    user: User,
+    folder: PathBuf,
+}
 
 /// An API server that can be asked.
 pub(super) struct Cluster {
@@ -66,6 +79,14 @@ struct ClusterEntry {
     certificate_authority: PathBuf,
     certificate_authority_data: String,
     insecure_skip_tls_verify: bool,
+    extensions: Vec<Extension>,
+}
+
+#[derive(Deserialize)]
+struct Extension {
+    name: String,
+    #[serde(default)]
+    extension: Value,
 }
 
 #[derive(Default, Deserialize)]
@@ -80,8 +101,8 @@ struct User {
     token_file: PathBuf,
     username: String,
     password: String,
-    exec: Option<serde_json::Value>,
-    auth_provider: Option<serde_json::Value>,
+    exec: Option<Plugin>,
+    auth_provider: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -91,12 +112,11 @@ struct Context {
     user: String,
 }
 
-/// Reads the file and prepares a client of its current cluster. `build` has what all clients have
-/// in common.
+/// Reads the file.
 ///
 /// # Errors
 /// What is missing or wrong.
-pub(super) fn read(path: &Path, build: ClientBuilder) -> Result<Cluster, String> {
+pub(super) fn read(path: &Path) -> Result<Access, String> {
     let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
     // The parser's own words could quote a secret.
     let document: Document =
@@ -108,67 +128,139 @@ pub(super) fn read(path: &Path, build: ClientBuilder) -> Result<Cluster, String>
         .iter()
         .find(|context| context.name == *name);
     let Context { cluster, user } = &context.ok_or(format!("no context {name:?}"))?.context;
-    let entry = document
-        .clusters
-        .iter()
-        .find(|entry| entry.name == *cluster);
-    let entry = &entry.ok_or(format!("no cluster {cluster:?}"))?.cluster;
-    let nobody = User::default();
-    let user = match document.users.iter().find(|entry| entry.name == *user) {
-        Some(entry) => &entry.user,
-        None if user.is_empty() => &nobody,
+    let mut clusters = document.clusters.into_iter();
+    let entry = clusters.find(|entry| entry.name == *cluster);
+    let entry = entry.ok_or(format!("no cluster {cluster:?}"))?.cluster;
+    let mut users = document.users.into_iter();
+    let user = match users.find(|entry| entry.name == *user) {
+        Some(entry) => entry.user,
+        None if user.is_empty() => User::default(),
         None => return Err(format!("no user {user:?}")),
     };
-    if user.exec.is_some() || user.auth_provider.is_some() {
+    if user.auth_provider.is_some() {
         return Err(
-            "a user by exec or auth-provider is not supported: use a service account's \
-                    token or a client certificate"
+            "a user by auth-provider is not supported: use exec, a service account's token or a \
+             client certificate"
                 .to_owned(),
         );
     }
-    let server: Url = entry
-        .server
-        .parse()
-        .map_err(|error| format!("server: {error}"))?;
-    let client = client(build, entry, user, folder)?;
-    let login = login(user, folder)?;
-    let is_private = server.scheme() == "https" || is_loopback(&server);
-    if !is_private && !matches!(login, Login::Nothing) {
-        return Err("its server is not https, and would see a secret in the clear".to_owned());
-    }
-    Ok(Cluster {
-        server,
-        client,
-        login,
+    Ok(Access {
+        entry,
+        user,
+        folder: folder.to_owned(),
     })
+}
+
+impl Access {
+    /// The program that knows what the API server is to be shown, if the file does not.
+    pub(super) const fn plugin(&self) -> Option<&Plugin> {
+        self.user.exec.as_ref()
+    }
+
+    /// Where the file lies.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What a plugin may be told of the API server.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub(super) fn described(&self) -> Result<Value, String> {
+        let entry = &self.entry;
+        let ca = entry.authority(&self.folder)?;
+        let mut cluster = json!({ "server": entry.server });
+        if let Some(pem) = ca {
+            cluster["certificate-authority-data"] = json!(STANDARD.encode(pem));
+        }
+        if entry.insecure_skip_tls_verify {
+            cluster["insecure-skip-tls-verify"] = json!(true);
+        }
+        let mut extensions = entry.extensions.iter();
+        if let Some(own) = extensions.find(|extension| extension.name == EXTENSION) {
+            cluster["config"] = own.extension.clone();
+        }
+        Ok(cluster)
+    }
+
+    /// Prepares a client of the API server. `build` has what all clients have in common, `shown` is what
+    /// the plugin said, if there is one; what stands in the file goes before it.
+    ///
+    /// # Errors
+    /// What is missing or wrong.
+    pub(super) fn connect(
+        &self,
+        build: ClientBuilder,
+        shown: Option<Shown>,
+    ) -> Result<Cluster, String> {
+        let Self {
+            entry,
+            user,
+            folder,
+        } = self;
+        let server: Url = entry
+            .server
+            .parse()
+            .map_err(|error| format!("server: {error}"))?;
+        let (token, identity) = shown.map_or((None, None), |shown| (shown.token, shown.identity));
+        let identity = identity.map(|(cert, key)| format!("{cert}\n{}", key.expose()).into_bytes());
+        let client = client(build, entry, user.identity(folder)?.or(identity), folder)?;
+        let login = match (login(user, folder)?, token) {
+            (Login::Nothing, Some(token)) => Login::Token(token),
+            (login, _) => login,
+        };
+        let is_private = server.scheme() == "https" || is_loopback(&server);
+        if !is_private && !matches!(login, Login::Nothing) {
+            return Err("its server is not https, and would see a secret in the clear".to_owned());
+        }
+        Ok(Cluster {
+            server,
+            client,
+            login,
+        })
+    }
+}
+
+impl ClusterEntry {
+    fn authority(&self, folder: &Path) -> Result<Option<Vec<u8>>, String> {
+        let (file, data) = (
+            &self.certificate_authority,
+            &self.certificate_authority_data,
+        );
+        pem(file, data, folder).map_err(|e| format!("certificate-authority: {e}"))
+    }
+}
+
+impl User {
+    /// The client certificate and its key.
+    fn identity(&self, folder: &Path) -> Result<Option<Vec<u8>>, String> {
+        let (file, data) = (&self.client_certificate, &self.client_certificate_data);
+        let certificate =
+            pem(file, data, folder).map_err(|e| format!("client-certificate: {e}"))?;
+        let (file, data) = (&self.client_key, &self.client_key_data);
+        let key = pem(file, data, folder).map_err(|e| format!("client-key: {e}"))?;
+        let both = certificate.zip(key);
+        Ok(both.map(|(certificate, key)| [certificate, b"\n".to_vec(), key].concat()))
+    }
 }
 
 fn client(
     build: ClientBuilder,
     entry: &ClusterEntry,
-    user: &User,
+    identity: Option<Vec<u8>>,
     folder: &Path,
 ) -> Result<Client, String> {
     let mut build = build;
     // Fails if a provider is installed already: then that one is used.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let (file, data) = (
-        &entry.certificate_authority,
-        &entry.certificate_authority_data,
-    );
-    if let Some(pem) = pem(file, data, folder).map_err(|e| format!("certificate-authority: {e}"))? {
+    if let Some(pem) = entry.authority(folder)? {
         let all = Certificate::from_pem_bundle(&pem);
         build = build.tls_certs_only(all.map_err(|e| format!("certificate-authority: {e}"))?);
     }
     if entry.insecure_skip_tls_verify {
         build = build.tls_danger_accept_invalid_certs(true);
     }
-    let (file, data) = (&user.client_certificate, &user.client_certificate_data);
-    let certificate = pem(file, data, folder).map_err(|e| format!("client-certificate: {e}"))?;
-    let (file, data) = (&user.client_key, &user.client_key_data);
-    let key = pem(file, data, folder).map_err(|e| format!("client-key: {e}"))?;
-    if let (Some(certificate), Some(key)) = (certificate, key) {
-        let both = [certificate, b"\n".to_vec(), key].concat();
+    if let Some(both) = identity {
         let identity = Identity::from_pem(&both);
         build = build.identity(identity.map_err(|_| "the client certificate or key is no PEM")?);
     }

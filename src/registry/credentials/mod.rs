@@ -13,6 +13,7 @@
 mod config;
 mod docker_config;
 mod exec;
+mod exec_login;
 mod kubeconfig;
 mod pattern;
 mod provider;
@@ -90,6 +91,9 @@ pub struct Found {
     pub until: Option<Instant>,
 }
 
+/// A look-up of credentials.
+pub type Finding<'a> = BoxFuture<'a, Result<Vec<Found>, Error>>;
+
 /// A source of credentials.
 pub trait Credentials: Send + Sync {
     /// All credentials that may fit, the best first; each is tried until one is accepted. Asked
@@ -97,20 +101,11 @@ pub trait Credentials: Send + Sync {
     ///
     /// # Errors
     /// Credentials are configured but cannot be had.
-    fn find<'a>(
-        &'a self,
-        host: &'a str,
-        repository: &'a str,
-    ) -> BoxFuture<'a, Result<Vec<Found>, Error>>;
+    fn find<'a>(&'a self, host: &'a str, repository: &'a str) -> Finding<'a>;
 
     /// The look-up in the `n`th of the sources that this one is made of, from 0; `None` if it has not
     /// so many. Whoever is content with what an earlier one has need not wait for a later one.
-    fn nth<'a>(
-        &'a self,
-        n: usize,
-        host: &'a str,
-        repository: &'a str,
-    ) -> Option<BoxFuture<'a, Result<Vec<Found>, Error>>> {
+    fn nth<'a>(&'a self, n: usize, host: &'a str, repository: &'a str) -> Option<Finding<'a>> {
         (n == 0).then(|| self.find(host, repository))
     }
 
@@ -134,11 +129,7 @@ pub trait Credentials: Send + Sync {
 pub struct Anonymous;
 
 impl Credentials for Anonymous {
-    fn find<'a>(
-        &'a self,
-        _host: &'a str,
-        _repository: &'a str,
-    ) -> BoxFuture<'a, Result<Vec<Found>, Error>> {
+    fn find<'a>(&'a self, _host: &'a str, _repository: &'a str) -> Finding<'a> {
         Box::pin(async { Ok(Vec::new()) })
     }
 
@@ -152,11 +143,7 @@ impl Credentials for Anonymous {
 pub struct Chain(pub Vec<Arc<dyn Credentials>>);
 
 impl Credentials for Chain {
-    fn find<'a>(
-        &'a self,
-        host: &'a str,
-        repository: &'a str,
-    ) -> BoxFuture<'a, Result<Vec<Found>, Error>> {
+    fn find<'a>(&'a self, host: &'a str, repository: &'a str) -> Finding<'a> {
         Box::pin(async move {
             let (mut all, mut failed) = (Vec::new(), None);
             for source in &self.0 {
@@ -175,12 +162,7 @@ impl Credentials for Chain {
         })
     }
 
-    fn nth<'a>(
-        &'a self,
-        n: usize,
-        host: &'a str,
-        repository: &'a str,
-    ) -> Option<BoxFuture<'a, Result<Vec<Found>, Error>>> {
+    fn nth<'a>(&'a self, n: usize, host: &'a str, repository: &'a str) -> Option<Finding<'a>> {
         self.0.get(n).map(|source| source.find(host, repository))
     }
 

@@ -13,7 +13,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -22,7 +21,7 @@ use crate::registry::credentials::pattern::Pattern;
 use crate::registry::credentials::provider_config::{
     self, CacheKey, Plugin, Request, Response, duration,
 };
-use crate::registry::credentials::{Config, Credential, Credentials, Found, Secret, exec};
+use crate::registry::credentials::{Config, Credential, Credentials, Finding, Found, Secret, exec};
 
 /// After a failure, or after a new answer that was the refused one, a plugin is left alone so long.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -256,11 +255,7 @@ impl Providers {
 }
 
 impl Credentials for Providers {
-    fn find<'a>(
-        &'a self,
-        host: &'a str,
-        repository: &'a str,
-    ) -> BoxFuture<'a, Result<Vec<Found>, Error>> {
+    fn find<'a>(&'a self, host: &'a str, repository: &'a str) -> Finding<'a> {
         Box::pin(self.find_all(host, repository))
     }
 

@@ -7,11 +7,11 @@
 //! Locking: one listing at a time; whoever waited uses its outcome.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use reqwest::Client;
 use serde::Deserialize;
@@ -19,9 +19,10 @@ use tokio::time::Instant;
 
 use crate::registry::Error;
 use crate::registry::credentials::docker_config::{Auth, File};
-use crate::registry::credentials::kubeconfig::{self, Cluster, Login};
+use crate::registry::credentials::exec_login::{Kept, Shown};
+use crate::registry::credentials::kubeconfig::{self, Access, Cluster, Login};
 use crate::registry::credentials::pattern::Pattern;
-use crate::registry::credentials::{Config, Credential, Credentials, Found};
+use crate::registry::credentials::{Config, Credential, Credentials, Finding, Found};
 
 /// Longest wait for one page of a list.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,6 +40,9 @@ pub struct PullSecrets {
     kubeconfig: PathBuf,
     namespaces: Vec<String>,
     refresh: Duration,
+    /// What the kubeconfig's plugin said, if it has one, and how long it may run.
+    plugin: Kept,
+    plugin_timeout: Duration,
     list: tokio::sync::Mutex<List>,
     /// Credentials of the list that were refused since it was read.
     refused: Mutex<Vec<Credential>>,
@@ -102,6 +106,8 @@ impl PullSecrets {
             kubeconfig: config.kubeconfig.clone()?,
             namespaces: config.pull_secret_namespaces.clone(),
             refresh: config.pull_secrets_refresh,
+            plugin: Kept::default(),
+            plugin_timeout: config.provider_timeout,
             list: tokio::sync::Mutex::default(),
             refused: Mutex::default(),
         })
@@ -159,9 +165,33 @@ impl PullSecrets {
     async fn list(&self) -> Result<Vec<Entry>, String> {
         let path = self.kubeconfig.clone();
         // Read anew each time: certificates and tokens in it are rotated.
-        let read = move || kubeconfig::read(&path, Client::builder().timeout(TIMEOUT));
-        let cluster = tokio::task::spawn_blocking(read).await;
-        let cluster = cluster.map_err(|error| error.to_string())??;
+        let access = blocking(move || {
+            let access = kubeconfig::read(&path)?;
+            let described = access.described()?;
+            Ok((access, described))
+        });
+        let (access, described) = access.await?;
+        let access = Arc::new(access);
+        let Some(plugin) = access.plugin() else {
+            let cluster = connect(&access, None).await?;
+            return self.entries_of(&cluster).await.map_err(Refused::why);
+        };
+        // What it said may not hold any more, although the time that it named has not come.
+        let mut is_second = false;
+        loop {
+            let (folder, timeout) = (access.folder(), self.plugin_timeout);
+            let shown = self.plugin.ask(plugin, folder, &described, timeout).await?;
+            let cluster = connect(&access, Some(shown)).await?;
+            match self.entries_of(&cluster).await {
+                Err(Refused::Login(_)) if !is_second => self.plugin.forget(),
+                other => return other.map_err(Refused::why),
+            }
+            is_second = true;
+        }
+    }
+
+    /// What all secrets of the cluster open.
+    async fn entries_of(&self, cluster: &Cluster) -> Result<Vec<Entry>, Refused> {
         let mut all = Vec::new();
         let paths = self.namespaces.iter();
         let mut paths: Vec<_> = paths
@@ -173,7 +203,7 @@ impl PullSecrets {
         for path in paths {
             let mut next = String::new();
             for _ in 0..MAX_PAGES {
-                let page = page(&cluster, &path, &next).await?;
+                let page = page(cluster, &path, &next).await?;
                 all.extend(page.items.unwrap_or_default().iter().flat_map(entries));
                 next = page.metadata.next;
                 if next.is_empty() {
@@ -186,11 +216,7 @@ impl PullSecrets {
 }
 
 impl Credentials for PullSecrets {
-    fn find<'a>(
-        &'a self,
-        host: &'a str,
-        repository: &'a str,
-    ) -> BoxFuture<'a, Result<Vec<Found>, Error>> {
+    fn find<'a>(&'a self, host: &'a str, repository: &'a str) -> Finding<'a> {
         Box::pin(self.find_all(host, repository))
     }
 
@@ -214,7 +240,34 @@ fn found(entry: &Entry) -> Found {
     }
 }
 
-async fn page(cluster: &Cluster, path: &str, next: &str) -> Result<Page, String> {
+/// Why secrets could not be listed.
+enum Refused {
+    /// The API server does not know who asks.
+    Login(String),
+    Other(String),
+}
+
+impl Refused {
+    fn why(self) -> String {
+        match self {
+            Self::Login(why) | Self::Other(why) => why,
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| error.to_string())?
+}
+
+async fn connect(access: &Arc<Access>, shown: Option<Shown>) -> Result<Cluster, String> {
+    let access = Arc::clone(access);
+    blocking(move || access.connect(Client::builder().timeout(TIMEOUT), shown)).await
+}
+
+async fn page(cluster: &Cluster, path: &str, next: &str) -> Result<Page, Refused> {
     let mut url = cluster.server.clone();
     let base = url.path().trim_end_matches('/').to_owned();
     url.set_path(&format!("{base}/{path}"));
@@ -237,22 +290,28 @@ async fn page(cluster: &Cluster, path: &str, next: &str) -> Result<Page, String>
             why = format!("{why}: {inner}");
             cause = inner.source();
         }
-        why
+        Refused::Other(why)
     };
     let mut answer = request.send().await.map_err(failed)?;
     if !answer.status().is_success() {
         let who = cluster.server.host_str().unwrap_or_default();
         let status = answer.status();
-        return Err(format!("{who} answered {status} to a list of secrets"));
+        let why = format!("{who} answered {status} to a list of secrets");
+        return Err(match status.as_u16() {
+            401 => Refused::Login(why),
+            _ => Refused::Other(why),
+        });
     }
     let mut json = Vec::new();
     while let Some(piece) = answer.chunk().await.map_err(failed)? {
         if json.len() + piece.len() > MAX_PAGE {
-            return Err(format!("a page of secrets is larger than {MAX_PAGE} bytes"));
+            let why = format!("a page of secrets is larger than {MAX_PAGE} bytes");
+            return Err(Refused::Other(why));
         }
         json.extend_from_slice(&piece);
     }
-    serde_json::from_slice(&json).map_err(|_| "the answer is not a list of secrets".to_owned())
+    let none = |_| Refused::Other("the answer is not a list of secrets".to_owned());
+    serde_json::from_slice(&json).map_err(none)
 }
 
 /// What one secret opens. One that is broken opens nothing, and spoils no other.

@@ -12,14 +12,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::FutureExt as _;
-use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::oci::Reference;
-use crate::registry::Error;
 use crate::registry::credentials::seal::Sealed;
-use crate::registry::credentials::{Config, Credential, Credentials, Found};
+use crate::registry::credentials::{Config, Credential, Credentials, Finding, Found};
 
 /// Credentials kept for one repository.
 const MAX_EACH: usize = 4;
@@ -176,11 +174,7 @@ impl Entry {
 }
 
 impl Credentials for Pulled {
-    fn find<'a>(
-        &'a self,
-        host: &'a str,
-        repository: &'a str,
-    ) -> BoxFuture<'a, Result<Vec<Found>, Error>> {
+    fn find<'a>(&'a self, host: &'a str, repository: &'a str) -> Finding<'a> {
         let entries = self.0.entries.lock();
         let ours = entries.iter().rev();
         let ours = ours.filter(|entry| entry.host == host && entry.repository == repository);

@@ -1,6 +1,8 @@
 //! Sources of credentials, each against what it really talks to: a program, an API server, a
 //! registry that refuses.
 
+mod exec_login;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -284,7 +286,7 @@ async fn a_password_that_is_changed_is_asked_for_again_whatever_the_refusal() {
 async fn a_source_that_fails_hides_neither_another_nor_a_public_image() {
     struct Broken;
     impl Credentials for Broken {
-        fn find<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<Vec<Found>, Error>> {
+        fn find<'a>(&'a self, _: &'a str, _: &'a str) -> Finding<'a> {
             Box::pin(async {
                 Err(Error::Credentials {
                     place: "broken".to_owned(),

@@ -1,8 +1,8 @@
 //! A registry's folder below `certs.d`: finding it, reading it, and noticing that it changed.
 //!
 //! Layout (containerd's `docs/hosts.md`): `ROOT/HOST_PORT_`, else `ROOT/HOST:PORT`, else
-//! `ROOT/_default`, the first that exists; in it `hosts.toml`, or else docker's `*.crt` (CA), `*.cert`
-//! and `*.key` (client).
+//! `ROOT/_default`, the first that exists; in it `hosts.toml`, or else (also if it is empty) docker's
+//! `*.crt` (CA), `*.cert` and `*.key` (client).
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -60,7 +60,7 @@ pub(super) fn read(
         return Ok(None);
     };
     let path = folder.join("hosts.toml");
-    if seen.look(&path)?.is_none() {
+    if seen.look(&path)?.is_none_or(|found| found.len() == 0) {
         return docker_style(&folder).map(Some);
     }
     let text = seen.read(&path)?;

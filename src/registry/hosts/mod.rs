@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
+use reqwest::Certificate;
 use reqwest::header::HeaderMap;
-use reqwest::{Certificate, Identity};
 use url::Url;
 
 pub(super) use file::Capability;
@@ -25,7 +25,7 @@ pub(super) use file::Capability;
 use crate::registry::endpoint::Endpoint;
 use crate::registry::host::{authority, base_url};
 use crate::registry::retry::Patience;
-use crate::registry::{Config, Credentials, Error, Traffic};
+use crate::registry::{Config, Credentials, Error, Traffic, tls};
 use file::Entry;
 use folder::Seen;
 
@@ -54,8 +54,8 @@ pub(super) struct Settings {
 pub(super) struct Tls {
     /// CAs besides those of the system.
     pub(super) ca: Vec<Vec<u8>>,
-    /// Certificate and key in one.
-    pub(super) identity: Option<Vec<u8>>,
+    /// Client certificates, each with its key: what the host is shown is the first that it takes.
+    pub(super) identities: Vec<Vec<u8>>,
     /// Nothing is checked.
     pub(super) skip_verify: bool,
 }
@@ -230,7 +230,7 @@ impl Hosts {
             capabilities: entry.capabilities.clone(),
             headers: entry.headers.clone(),
             dial_timeout: entry.dial_timeout,
-            tls: tls(&entry, seen)?,
+            tls: read_tls(&entry, seen)?,
             base,
         })
     }
@@ -269,7 +269,7 @@ fn credentials_name(base: &Url) -> String {
     }
 }
 
-fn tls(entry: &Entry, seen: &mut Seen) -> Result<Tls, Error> {
+fn read_tls(entry: &Entry, seen: &mut Seen) -> Result<Tls, Error> {
     let mut ca = Vec::new();
     for file in &entry.ca {
         let pem = seen.read(file)?;
@@ -280,29 +280,22 @@ fn tls(entry: &Entry, seen: &mut Seen) -> Result<Tls, Error> {
         }
         ca.push(pem);
     }
-    let mut identity = None;
+    let mut identities = Vec::new();
     for (cert, key) in &entry.client {
-        if identity.is_some() {
-            let file = cert.display();
-            tracing::warn!(%file, "one client certificate is used for each host, the first one");
-            break;
-        }
         let mut pem = seen.read(cert)?;
         if let Some(key) = key {
             pem.push(b'\n');
             pem.extend(seen.read(key)?);
         }
-        Identity::from_pem(&pem).map_err(|_| {
-            folder::setup(
-                cert,
-                "no certificate with a key (both in it, or the key in a second file)",
-            )
+        tls::check(&pem).map_err(|why| {
+            let what = "no certificate with its key (both in it, or the key in a second file)";
+            folder::setup(cert, &format!("{what}: {why}"))
         })?;
-        identity = Some(pem);
+        identities.push(pem);
     }
     Ok(Tls {
         ca,
-        identity,
+        identities,
         skip_verify: entry.skip_verify,
     })
 }

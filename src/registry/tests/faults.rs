@@ -6,7 +6,7 @@ use super::*;
 use crate::registry::testing::{Reply, Seen};
 
 /// Scripts the first answer for the blob; the following ones are right.
-fn first(server: &FakeRegistry, reply: impl Fn(&Seen) -> Reply + Send + 'static) {
+fn first(server: &FakeRegistry, reply: impl Fn(&Seen) -> Reply + Send + Sync + 'static) {
     server.script(move |seen, before| (before == 0).then(|| reply(seen)));
 }
 

@@ -4,7 +4,6 @@
 use std::fs;
 use std::path::Path;
 
-use futures::future::BoxFuture;
 use tempfile::TempDir;
 
 use super::*;
@@ -92,7 +91,7 @@ pub(super) fn hosts_toml(root: &Path, name: &str, text: &str) {
 struct ByHost(parking_lot::Mutex<Vec<String>>);
 
 impl Credentials for ByHost {
-    fn find<'a>(&'a self, host: &'a str, _: &'a str) -> BoxFuture<'a, Result<Vec<Found>, Error>> {
+    fn find<'a>(&'a self, host: &'a str, _: &'a str) -> Finding<'a> {
         self.0.lock().push(host.to_owned());
         let credential = Credential::Password {
             username: host.to_owned(),

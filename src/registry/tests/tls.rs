@@ -183,6 +183,49 @@ async fn a_client_certificate_is_shown_to_its_host_and_to_no_other() {
 }
 
 #[tokio::test]
+async fn of_several_client_certificates_the_one_is_shown_that_the_host_takes() {
+    let ca = Ca::new("ours");
+    let all = [Ca::new("one"), Ca::new("two"), Ca::new("three")];
+    let folder = tempfile::tempdir().unwrap();
+    let own = folder.path().join("reg.test");
+    fs::create_dir(&own).unwrap();
+    fs::write(own.join("ca.crt"), &ca.pem).unwrap();
+    for (n, issuer) in all.iter().enumerate() {
+        let client = issuer.pair(&["node"]);
+        let both = format!("{}{}", client.cert, client.key);
+        fs::write(own.join(format!("{n}.pem")), both).unwrap();
+    }
+    let pair = ca.pair(&["127.0.0.1"]);
+    for (takes, pairs, ok) in [
+        (0, "[\"0.pem\", \"1.pem\"]", true),
+        (1, "[\"0.pem\", \"1.pem\"]", true),
+        (2, "[\"0.pem\", \"1.pem\"]", false),
+        (
+            2,
+            "[[\"0.pem\", \"\"], [\"1.pem\", \"1.pem\"], [\"2.pem\", \"2.pem\"]]",
+            true,
+        ),
+    ] {
+        let server = serve(&pair, Some(&all[takes]));
+        for trust in ["ca = \"ca.crt\"", "skip_verify = true"] {
+            let text = format!("server = \"URL\"\n{trust}\nclient = {pairs}");
+            let got = ask(folder.path(), &server, &text).await;
+            assert_eq!(got.is_ok(), ok, "{takes} of {pairs}, {trust}: {got:?}");
+        }
+        // A certificate for the host changes nothing about whom crfs believes.
+        let text = format!("server = \"URL\"\nclient = {pairs}");
+        let error = ask(folder.path(), &server, &text).await.unwrap_err();
+        assert!(matches!(error, Error::Tls { .. }), "{error}");
+    }
+    // A pair that is none spoils the file, as with containerd.
+    fs::write(own.join("bad.pem"), "x").unwrap();
+    let server = serve(&pair, Some(&all[0]));
+    let text = "server = \"URL\"\nca = \"ca.crt\"\nclient = [\"0.pem\", \"bad.pem\"]";
+    let error = ask(folder.path(), &server, text).await.unwrap_err();
+    assert!(error.to_string().contains("bad.pem"), "{error}");
+}
+
+#[tokio::test]
 async fn a_folder_of_docker_style_certificates_is_for_the_registry_itself() {
     let (ca, clients) = (Ca::new("ours"), Ca::new("clients"));
     let server = serve(&ca.pair(&["0.0.0.0"]), Some(&clients));
