@@ -2,10 +2,15 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use crate::cli::{Outcome, chain};
 use crate::config::{self, Config};
 use crate::{daemon, keeper, telemetry};
+
+/// How long a failed start lasts at least under systemd, which starts the next one after 20 ms, and before its
+/// version 254 not later and later.
+const FAILED: Duration = Duration::from_millis(500);
 
 /// Run the snapshotter that containerd talks to
 #[derive(Debug, clap::Args)]
@@ -42,6 +47,9 @@ pub(super) fn run(args: Args) -> Outcome {
     serve(args).inspect_err(|error| {
         if keeper::is_server() {
             keeper::tell_failure(&chain(error.as_ref()));
+            if std::env::var_os(keeper::ROOT_VARIABLE).is_none() {
+                std::thread::sleep(FAILED);
+            }
         }
     })
 }
