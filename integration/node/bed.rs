@@ -127,6 +127,15 @@ impl Bed {
         self.ctr(&[&pull[..], &["--user", login, image]].concat());
     }
 
+    /// Mounts an image that was pulled by crfs; gives the folder.
+    pub fn mount(&self, image: &str) -> PathBuf {
+        let target = self.folder().join("mounted");
+        fs::create_dir_all(&target).unwrap();
+        let mount = ["image", "mount", "--snapshotter", "crfs", image];
+        self.ctr(&[&mount[..], &[target.to_str().unwrap()]].concat());
+        target
+    }
+
     /// Runs a command in a new container of an image that was pulled by crfs.
     pub fn run(&self, image: &str, name: &str, command: &[&str]) -> String {
         let name = format!("{}-{name}", self.value("NAMESPACE"));

@@ -147,16 +147,7 @@ fn layers_are_told(bed: &Bed, image: &str) {
     let before = ask_json(bed, &["layers"]);
     assert_eq!(list(&before["layers"], "users"), [0, 0]);
     assert_eq!(list(&before["layers"], "hits"), [0, 0]);
-    let target = bed.folder().join("mounted");
-    fs::create_dir_all(&target).unwrap();
-    bed.ctr(&[
-        "image",
-        "mount",
-        "--snapshotter",
-        "crfs",
-        image,
-        target.to_str().unwrap(),
-    ]);
+    let target = bed.mount(image);
     assert_eq!(fs::read(target.join("data")).unwrap().len(), 300_000);
     let after = ask_json(bed, &["layers"]);
     assert_eq!(

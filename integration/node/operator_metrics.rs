@@ -44,16 +44,7 @@ fn metrics_tell_what_happened_and_survive_a_kill() {
         (0.0, 0.0)
     );
     let image = pull_mixed(&bed);
-    let target = bed.folder().join("mounted");
-    fs::create_dir_all(&target).unwrap();
-    bed.ctr(&[
-        "image",
-        "mount",
-        "--snapshotter",
-        "crfs",
-        &image,
-        target.to_str().unwrap(),
-    ]);
+    let target = bed.mount(&image);
     assert_eq!(fs::read(target.join("data")).unwrap().len(), 300_000);
     let told = scrape(&socket);
     assert_eq!(

@@ -69,7 +69,9 @@ impl Blob {
     /// Starts fetching the layer's beginning, up to its landmark, if it has one and the
     /// configuration says so.
     pub fn prefetch_landmark(&self) {
-        self.layer.start_landmark();
+        let chunks = self.before_landmark();
+        let chunks: Vec<_> = chunks.into_iter().map(|(chunk, _)| chunk).collect();
+        self.prefetch(&chunks);
     }
 
     /// The chunks before the landmark that are read at a start, and their sizes; none if there is no

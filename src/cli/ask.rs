@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::cli::place::Place;
 use crate::config::Config;
 use crate::daemon;
 use crate::service::control::Client;
@@ -11,37 +12,29 @@ use crate::service::control::Client;
 /// Which daemon is asked.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Which {
-    /// The daemon's root folder [default: that of the configuration]
-    #[arg(long, value_name = "DIR")]
-    root: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
     /// The daemon's socket [default: what the daemon of the root folder serves on]
     #[arg(long, value_name = "SOCKET")]
     address: Option<PathBuf>,
-    /// Configuration file [default: /etc/crfs/config.toml if it exists]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
 }
 
 impl Which {
     /// Its root folder and its socket. The configuration is read only where it is needed: a broken one
     /// must not keep anybody from asking.
     pub(super) fn find(&self) -> Result<(PathBuf, PathBuf), Box<dyn std::error::Error>> {
-        let root = match &self.root {
-            Some(root) => root.clone(),
-            None => Config::load(self.config.as_deref())?.root,
-        };
+        let root = self.place.root()?;
         let noted = self.address.clone().or_else(|| daemon::address(&root));
         let socket = match noted {
             Some(socket) => socket,
-            None => Config::load(self.config.as_deref())?.address,
+            None => self.place.load()?.address,
         };
         Ok((root, socket))
     }
 
     /// Its configuration, as far as flags and files tell.
     pub(super) fn load(&self) -> Result<Config, crate::config::Error> {
-        let mut config = Config::load(self.config.as_deref())?;
-        config.root = self.root.clone().unwrap_or(config.root);
+        let mut config = self.place.load()?;
         config.address = self.address.clone().unwrap_or(config.address);
         Ok(config)
     }

@@ -3,16 +3,15 @@
 //! A line is a path, a tab, and the first and last byte of what is read of it, as in an HTTP `Range`.
 
 use std::io::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
 use crate::cli::Outcome;
-use crate::config::Config;
+use crate::cli::place::Place;
 use crate::layer::profile::{Folder, Image, Profile};
-use crate::oci::{Digest, Reference};
+use crate::oci::{Asked, Digest};
 
 /// Print which files an image's containers read first, in that order
 #[derive(Debug, clap::Args)]
@@ -33,12 +32,8 @@ pub(super) struct Args {
     /// Print it as JSON
     #[arg(long)]
     json: bool,
-    /// The daemon's root folder [default: that of the configuration]
-    #[arg(long, value_name = "DIR")]
-    root: Option<PathBuf>,
-    /// Configuration file [default: /etc/crfs/config.toml if it exists]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
 }
 
 /// What `--json` prints of a profile.
@@ -57,10 +52,7 @@ struct Report<'a> {
 }
 
 pub(super) fn run(args: Args) -> Outcome {
-    let root = match args.root {
-        Some(root) => root,
-        None => Config::load(args.config.as_deref())?.root,
-    };
+    let root = args.place.root()?;
     let (profiles, damaged) = Folder::new(&root).all()?;
     for error in damaged {
         eprintln!("crfs: {error}");
@@ -74,8 +66,8 @@ pub(super) fn run(args: Args) -> Outcome {
         )?,
         None => profiles.iter().flat_map(lines).collect(),
         Some(image) => {
-            let asked = Asked::parse(image)?;
-            let found = profiles.iter().find(|profile| asked.is_of(profile));
+            let asked: Asked = image.parse()?;
+            let found = profiles.iter().find(|profile| is_of(&asked, profile));
             let found = found.ok_or_else(|| {
                 let root = root.display();
                 format!(
@@ -95,33 +87,9 @@ pub(super) fn run(args: Args) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What an image was asked for by.
-enum Asked {
-    Manifest(Digest),
-    Name(Reference),
-}
-
-impl Asked {
-    fn parse(text: &str) -> Result<Self, crate::oci::ReferenceError> {
-        if let Ok(digest) = text.parse() {
-            return Ok(Self::Manifest(digest));
-        }
-        let name: Reference = text.parse()?;
-        Ok(match name.digest() {
-            Some(digest) => Self::Manifest(digest),
-            None => Self::Name(name),
-        })
-    }
-
-    fn is_of(&self, profile: &Profile) -> bool {
-        profile.images.iter().any(|image| match self {
-            Self::Manifest(digest) => image.manifest == *digest,
-            Self::Name(name) => image.name.parse().is_ok_and(|known: Reference| {
-                let known = (known.host(), known.repository(), known.tag());
-                known == (name.host(), name.repository(), name.tag())
-            }),
-        })
-    }
+fn is_of(asked: &Asked, profile: &Profile) -> bool {
+    let mut images = profile.images.iter();
+    images.any(|image| asked.is_of(Some(image.manifest), [image.name.as_str()]))
 }
 
 fn report(profile: &Profile, in_full: bool) -> Report<'_> {

@@ -90,7 +90,6 @@ impl Adapter {
         self.counters.end();
         if done.is_err() {
             self.counters.panic();
-            let layer = self.fs.index().blob();
             warn!(%layer, request, ino = ino.0, "a callback panicked, its request got EIO");
         }
         self.counters.park();

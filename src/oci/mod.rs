@@ -3,11 +3,13 @@
 //! Nothing here does I/O. Every string that came from an image, a registry or containerd is parsed
 //! once, here, and travels on as a type; no path is ever built from an unparsed string.
 
+mod asked;
 mod descriptor;
 mod digest;
 mod labels;
 mod reference;
 
+pub use asked::Asked;
 pub use descriptor::{
     Descriptor, ImageConfig, Index, MAX_MANIFEST, Manifest, ManifestError, MediaType, Platform,
     RootFs,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::layers::users;
-use super::why::{Asked, known, remote};
+use super::why::{asked, known, remote};
 use super::{Reason, TrackedSnapshots, reason_of};
 use crate::layer::{Judged, LayerRecord, NotLazy};
 use crate::oci::{Digest, label};
@@ -93,7 +93,7 @@ fn an_image_is_told_of_with_all_layers_below_it() {
         record("container", "top", Kind::Active),
     ]);
     let not = |_: &Key| None;
-    let ask = |text: &str| known(&records, &Asked::parse(text).unwrap(), &not);
+    let ask = |text: &str| known(&records, asked(text).unwrap().as_ref(), &not);
     let found = ask("r.io/app:1");
     assert_eq!(found.len(), 1);
     let layers = &found[0].layers;
@@ -118,10 +118,10 @@ fn an_image_is_told_of_with_all_layers_below_it() {
     assert!(ask("r.io/app:2").is_empty());
     let listed = ask("");
     assert_eq!(listed.len(), 2, "one of them has no name: {listed:?}");
-    assert!(Asked::parse("Not A Name").is_err());
+    assert!(asked("Not A Name").is_err());
 
     let degraded = |key: &Key| (key.as_str() == "top").then(|| "down".to_owned());
-    let found = known(&records, &Asked::parse("r.io/app:1").unwrap(), &degraded);
+    let found = known(&records, asked("r.io/app:1").unwrap().as_ref(), &degraded);
     assert!(found[0].layers[2].lazy && found[0].layers[2].why == "down");
 }
 

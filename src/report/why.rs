@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Kind, Node, Record, api, reason_of};
 use crate::layer::{Judged, NotLazy};
-use crate::oci::{Digest, Reference, ReferenceError, label};
+use crate::oci::{Asked, Digest, Reference, ReferenceError, label};
 use crate::snapshotter::Key;
 
 /// Why there is no answer.
@@ -28,41 +28,17 @@ pub enum Error {
     },
 }
 
-/// What an image was asked for by.
-pub(super) enum Asked {
-    All,
-    Manifest(Digest),
-    Name(Reference),
+/// Which images are asked about: one, or `None` for all.
+pub(super) fn asked(text: &str) -> Result<Option<Asked>, ReferenceError> {
+    match text {
+        "" => Ok(None),
+        _ => text.parse().map(Some),
+    }
 }
 
-impl Asked {
-    pub(super) fn parse(text: &str) -> Result<Self, ReferenceError> {
-        if text.is_empty() {
-            return Ok(Self::All);
-        }
-        if let Ok(digest) = text.parse() {
-            return Ok(Self::Manifest(digest));
-        }
-        let name: Reference = text.parse()?;
-        Ok(match name.digest() {
-            Some(digest) => Self::Manifest(digest),
-            None => Self::Name(name),
-        })
-    }
-
-    fn is_of(&self, record: &Record) -> bool {
-        let of = Origin::of(record);
-        match self {
-            Self::All => true,
-            Self::Manifest(digest) => of.manifest == Some(*digest),
-            Self::Name(name) => of.names.iter().any(|known| {
-                known.parse().is_ok_and(|known: Reference| {
-                    let known = (known.host(), known.repository(), known.tag());
-                    known == (name.host(), name.repository(), name.tag())
-                })
-            }),
-        }
-    }
+fn is_asked(asked: Option<&Asked>, record: &Record) -> bool {
+    let of = Origin::of(record);
+    asked.is_none_or(|asked| asked.is_of(of.manifest, of.names))
 }
 
 /// What a snapshot says of where it comes from.
@@ -100,7 +76,7 @@ impl Node {
     /// # Errors
     /// There is no such image here and its registry does not tell.
     pub async fn why(&self, image: &str) -> Result<Vec<api::Image>, Error> {
-        let asked = Asked::parse(image)?;
+        let asked = asked(image)?;
         let records = self.0.snapshotter.records();
         let degraded = self.0.snapshotter.degraded();
         let why_degraded = |key: &Key| {
@@ -108,12 +84,12 @@ impl Node {
             let why = found.why.as_deref().unwrap_or("it is being mounted");
             Some(format!("not mounted at present: {why}"))
         };
-        let found = known(&records, &asked, &why_degraded);
+        let found = known(&records, asked.as_ref(), &why_degraded);
         match asked {
             _ if !found.is_empty() => Ok(found),
-            Asked::All => Ok(Vec::new()),
-            Asked::Manifest(digest) => Err(Error::NotHere(digest)),
-            Asked::Name(name) => {
+            None => Ok(Vec::new()),
+            Some(Asked::Manifest(digest)) => Err(Error::NotHere(digest)),
+            Some(Asked::Name(name)) => {
                 let judged = self.0.layers.judge(&name).await;
                 let (manifest, layers) = judged.map_err(|why| Error::Remote {
                     image: name.to_string(),
@@ -128,7 +104,7 @@ impl Node {
 /// The images on this node that are asked for, each with all layers of its chain.
 pub(super) fn known(
     records: &[Arc<Record>],
-    asked: &Asked,
+    asked: Option<&Asked>,
     why_degraded: &dyn Fn(&Key) -> Option<String>,
 ) -> Vec<api::Image> {
     let by_key: HashMap<&Key, &Record> = records.iter().map(|r| (&r.key, &**r)).collect();
@@ -137,7 +113,7 @@ pub(super) fn known(
         record.kind == Kind::Committed || unpacking
     };
     let layers = records.iter().map(|record| &**record);
-    let wanted = layers.filter(|record| is_layer(record) && asked.is_of(record));
+    let wanted = layers.filter(|record| is_layer(record) && is_asked(asked, record));
     let wanted: Vec<&Record> = wanted.collect();
     // A layer below another one of the same image is told of with that.
     let below: BTreeSet<&Key> = wanted.iter().filter_map(|r| r.parent.as_ref()).collect();
@@ -161,14 +137,14 @@ pub(super) fn known(
 }
 
 fn image(
-    asked: &Asked,
+    asked: Option<&Asked>,
     top: &Record,
     chain: &[&Record],
     why_degraded: &dyn Fn(&Key) -> Option<String>,
 ) -> api::Image {
     let origin = Origin::of(top);
     let name = match asked {
-        Asked::Name(name) => name.to_string(),
+        Some(Asked::Name(name)) => name.to_string(),
         _ => origin.names.first().copied().unwrap_or_default().to_owned(),
     };
     api::Image {

@@ -22,7 +22,7 @@ use crate::blob::fetch::ahead::ReadAhead;
 use crate::blob::fetch::flight::{Join, Outcome};
 use crate::blob::fetch::plan::{Class, Plan, Segment, View};
 use crate::blob::fetch::stream::Receiver;
-use crate::blob::map::{ChunkId, ChunkInfo, LayerMap, MemberId, before_landmark};
+use crate::blob::map::{ChunkId, ChunkInfo, LayerMap, MemberId};
 use crate::blob::read::ReadError;
 use crate::blob::stats::{Counters, LayerStats};
 use crate::blob::whole::WholeFiles;
@@ -93,13 +93,6 @@ impl Layer {
 
     pub(in crate::blob) fn fetcher(&self) -> &Arc<Fetcher> {
         &self.fetcher
-    }
-
-    /// Starts the prefetch up to the landmark.
-    pub(in crate::blob) fn start_landmark(self: &Arc<Self>) {
-        if self.fetcher.uses_landmarks() {
-            self.want(before_landmark(&*self.map), Class::List);
-        }
     }
 
     /// Gives the background all that is missing.
