@@ -272,10 +272,12 @@ impl Fetcher {
 
     /// The next segment: of the layer that a reader waited for last, else of the one that was mounted first.
     fn claim_background(&self, background: &mut Background) -> Turn {
-        let left = background.layers.iter().filter_map(Weak::upgrade);
-        let left = left.map(|layer| layer.left()).sum();
+        let left = || {
+            let layers = background.layers.iter().filter_map(Weak::upgrade);
+            layers.map(|layer| layer.left()).sum()
+        };
         let busy =
-            self.last_miss.is_within(follow::BUSY) && self.link.time_for(left) > follow::SOON;
+            self.last_miss.is_within(follow::BUSY) && self.link.time_for(left()) > follow::SOON;
         loop {
             let missed = |layer: &Weak<Layer>| {
                 let missed = |layer: Arc<Layer>| layer.missed.load(Ordering::Relaxed);
