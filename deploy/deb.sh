@@ -38,7 +38,7 @@ sed 's|^ExecStart=.*|ExecStart=/usr/bin/crfs serve|; /^# A symlink, so that/d; /
 # An older systemd says that it does not know these settings, and goes on without them.
 put 644 preserve.conf lib/systemd/system/crfs.service.d/preserve.conf
 put 644 config.toml etc/crfs/config.toml
-for page in TROUBLESHOOTING.md METRICS.md grafana.json ../README.md; do
+for page in TROUBLESHOOTING.md METRICS.md KUBERNETES.md grafana.json ../README.md; do
 	put 644 "$page" "usr/share/doc/crfs/$(basename "$page")"
 done
 put 644 debian/copyright usr/share/doc/crfs/copyright

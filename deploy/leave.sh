@@ -8,21 +8,27 @@ crfs_root() {
 	echo "${root:-/var/lib/crfs}"
 }
 
-# crfs_users ROOT: prints what still uses layers below ROOT: images with containers (running or not) as the daemon tells, and
-# containers' mounts, which are there even if no daemon is.
+# crfs_users: prints the images of layers that containers stand on, running or not, as the daemon tells.
 crfs_users() {
 	"$crfs" layers --json 2>/dev/null | sed -n '/"image":/{s/.*"image": *"\([^"]*\)".*/\1/;h}; /"users": *[1-9]/{g;p}' | sort -u
-	[ -r /proc/self/mountinfo ] || return 0
-	awk -v "top=upperdir=$1/" '$0 ~ / - overlay / && index($0, top) { print $5 }' /proc/self/mountinfo
 }
 
-# crfs_leave: fails, and says why, if anything still uses crfs. Otherwise takes back what `crfs setup` has written into containerd's
-# configuration, ends the daemon and unmounts the layers, which nothing uses.
+# crfs_mounts ROOT: prints where overlays are mounted that stand on something below ROOT; they are there even if no daemon is.
+crfs_mounts() {
+	[ -r /proc/self/mountinfo ] || return 0
+	awk -v "top=dir=$1/" '$0 ~ / - overlay / && index($0, top) { print $5 }' /proc/self/mountinfo
+}
+
+# crfs_leave [mounts]: fails, and says why, if anything still uses crfs. Otherwise takes back what `crfs setup` has written into
+# containerd's configuration, ends the daemon and unmounts the layers, which nothing uses. With `mounts` the daemon is not asked:
+# a containerd that does not know crfs any more cannot tell it which containers have gone.
 crfs_leave() {
 	root=$(crfs_root)
-	users=$(crfs_users "$root")
+	users=$(crfs_mounts "$root")
+	[ "${1:-}" = mounts ] || users=$(crfs_users; echo "$users")
+	users=$(echo "$users" | sed '/^$/d')
 	if [ -n "$users" ]; then
-		echo "crfs is in use, and is left as it is. Remove the containers of these images (those mounted here) first:" >&2
+		echo "crfs is in use, and is left as it is. Remove the containers of these images and these mounts first:" >&2
 		echo "$users" | sed 's/^/  /' >&2
 		echo "or take their files from them by: systemctl stop crfs; crfs stop --force" >&2
 		return 1

@@ -8,8 +8,7 @@ if [ "$1" != --inside ]; then
 	tar -C "$2" --numeric-owner -xf "$1"
 	unified=/sys/fs/cgroup
 	[ -e "$unified/cgroup.procs" ] || unified=/sys/fs/cgroup/unified
-	cgroup=$unified/${CRFS_BED_ID:-crfs}-host-$$
-	mkdir "$cgroup"
+	cgroup=$(mktemp -d "$unified/${CRFS_BED_ID:-crfs}-host.XXXXXX")
 	trap 'kill -KILL "$unshare" 2>/dev/null || true; wait "$unshare" 2>/dev/null || true
 		find "$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null || true' EXIT
 	(
@@ -18,8 +17,10 @@ if [ "$1" != --inside ]; then
 			"${BASH_SOURCE[0]}" --inside "$2" >"$2.log" 2>&1 </dev/null
 	) &
 	unshare=$!
-	until read -r init _ <"/proc/$unshare/task/$unshare/children" && [ "$(readlink "/proc/$init/exe")" != "$(readlink /proc/$$/exe)" ]; do
+	init=''
+	until [ -n "$init" ] && [ "$(cat "/proc/$init/comm")" = systemd ]; do
 		kill -0 "$unshare" || { cat "$2.log" >&2; exit 1; }
+		init=$(cut -d ' ' -f 1 "/proc/$unshare/task/$unshare/children") || true
 		sleep 0.05
 	done
 	until nsenter --all --target "$init" systemctl is-system-running 2>/dev/null | grep -qE 'running|degraded'; do

@@ -18,6 +18,9 @@ mod cli_mount;
 mod credentials;
 mod cri;
 mod deploy_binary;
+mod deploy_deb;
+mod deploy_host;
+mod deploy_pod;
 mod dns;
 #[path = "../../src/registry/testing.rs"]
 mod fake_registry;

@@ -44,6 +44,7 @@ fn every_command_in_the_documentation_is_one() {
             "TROUBLESHOOTING.md",
             include_str!("../../deploy/TROUBLESHOOTING.md"),
         ),
+        ("KUBERNETES.md", include_str!("../../deploy/KUBERNETES.md")),
         ("METRICS.md", include_str!("../../deploy/METRICS.md")),
         ("config.toml", include_str!("../../deploy/config.toml")),
     ];
