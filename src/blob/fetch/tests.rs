@@ -189,6 +189,7 @@ async fn a_failure_fails_its_readers_and_not_the_next_ones() {
             read(&blob, 1).await,
             Err(ReadError::Source { .. })
         ));
+        tokio::time::sleep(super::flight::MEMORY).await;
     }
     assert!(read(&blob, 1).await.unwrap() == members[1][0]);
     // What came before the break is not lost.
@@ -236,6 +237,7 @@ async fn wrong_content_is_fetched_again_a_few_times_and_never_kept() {
     assert_eq!(blob.stats().corrupt, 5);
     assert!(!blob.try_read(ChunkId(1), 0, &mut [0; 8]).unwrap());
     source.script.lock().always = None;
+    tokio::time::sleep(super::flight::MEMORY).await;
     assert!(
         read(&blob, 1).await.unwrap() == members[1][0],
         "the next read starts afresh"
