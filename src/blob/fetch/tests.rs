@@ -162,7 +162,11 @@ async fn two_layers_share_content_and_a_restart_keeps_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn adjacent_chunks_are_one_range() {
-    let node = node(quiet(), 64 << 20);
+    let config = Config {
+        readahead: ByteSize(0),
+        ..quiet()
+    };
+    let node = node(config, 64 << 20);
     let members = plain(20, 10_000);
     let (source, map) = layer(&members);
     source.script.lock().latency = Duration::from_millis(5);
@@ -175,6 +179,19 @@ async fn adjacent_chunks_are_one_range() {
     // Around the one that is here already, which is not fetched twice.
     assert_eq!(source.asked().len(), 3);
     assert_eq!(source.sent(), 9 * 10_023);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_one_small_file_after_the_other_seldom_waits() {
+    let node = node(quiet(), 64 << 20);
+    let members = plain(400, 20_000);
+    let (source, map) = layer(&members);
+    let blob = node.blob(&source, map);
+    for chunk in 0..400 {
+        assert!(read(&blob, chunk).await.unwrap() == members[chunk as usize][0]);
+    }
+    assert_eq!(source.sent(), 400 * 20_023, "nothing twice");
+    assert!(source.asked().len() < 20, "{}", source.asked().len());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
