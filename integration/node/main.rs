@@ -41,6 +41,8 @@ mod operator_setup;
 #[path = "../../src/registry/testing_pki.rs"]
 mod pki;
 mod profile;
+mod pull;
+mod pull_complete;
 mod random_tree;
 mod registry_bursts;
 mod registry_docker;
