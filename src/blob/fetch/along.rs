@@ -110,7 +110,7 @@ mod tests {
             here = more.end.max(member + 1);
             assert!(here <= ALL);
         }
-        assert_eq!(widest as u64 * LEN >> 20, 15, "it grows to the bound");
+        assert_eq!((widest as u64 * LEN) >> 20, 15, "it grows to the bound");
         assert!(waits < 22, "{waits}");
     }
 
