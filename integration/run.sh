@@ -18,6 +18,10 @@ go_find "$(sed -n 's/^go //p' "$project/integration/conformance/go.mod")" || exp
 (containerd_of 1.7 && containerd_find) || export CRFS_NO_CONTAINERD_17=1
 if prometheus=$(prometheus_find && echo "$prometheus_bin"); then export CRFS_BED_PROMETHEUS=$prometheus; fi
 
+if zig=$(zig_find && echo "$ZIG_FOLDER"); then export ZIG_FOLDER=$zig; fi
+if host=$(host_find bookworm && echo "$host_tar"); then export CRFS_BED_HOST=$host; fi
+if [[ " $* " == *" --long "* ]] && older=$(host_find bullseye && echo "$host_tar"); then export CRFS_BED_HOST_OLDER=$older; fi
+
 cd "$project"
 export TMPDIR=$bed_work CRFS_BED_CACHE=$bed_cache CRFS_BED_REGISTRY=$registry_bin PYTHONDONTWRITEBYTECODE=1
 exec "$python" "$bed_folder/runtests.py" "$@"

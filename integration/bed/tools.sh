@@ -87,3 +87,36 @@ crictl_find() {
 	fi
 	exec {lock}>&-
 }
+
+# zig_find: what deploy/build.sh links with, kept in the bed's own folder. Sets ZIG_FOLDER or dies.
+zig_find() {
+	export ZIG_FOLDER=$bed_cache/tools/zig
+	mkdir -p "$ZIG_FOLDER"
+	tools_install objdump:binutils
+	"$python" -m pip --version >/dev/null 2>&1 || apt_install python3-pip
+	quietly "$ZIG_FOLDER.log" timeout 300 "$project/deploy/build.sh" --prepare ||
+		die "zig cannot be had from the Python index; the log is $ZIG_FOLDER.log"
+}
+
+# host_find SUITE: a whole small Debian with systemd, made once. Sets host_tar or dies.
+host_find() {
+	local folder=$bed_cache/hosts mirror lock
+	host_tar=$folder/$1.tar
+	mkdir -p "$folder"
+	exec {lock}>"$host_tar.lock"
+	flock "$lock"
+	if [ ! -e "$host_tar" ]; then
+		tools_install debootstrap:debootstrap
+		mirror=$(apt_mirror)
+		[ -n "$mirror" ] || die "this machine's apt has no Debian mirror"
+		detail "host: putting a Debian $1 together (a minute)"
+		rm -rf --one-file-system "$folder/$1"
+		quietly "$folder/$1.log" timeout 600 unshare --mount --propagation private \
+			debootstrap --variant=minbase --include=systemd "$1" "$folder/$1" "$mirror" || die "a Debian $1 cannot be had; the log is $folder/$1.log"
+		rm -rf "$folder/$1"/var/cache/apt/archives/*.deb "$folder/$1"/var/lib/apt/lists/*
+		tar -C "$folder/$1" --numeric-owner -cf "$host_tar.part" .
+		mv "$host_tar.part" "$host_tar"
+		rm -rf --one-file-system "$folder/$1"
+	fi
+	exec {lock}>&-
+}

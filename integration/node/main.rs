@@ -17,6 +17,7 @@ mod cli;
 mod cli_mount;
 mod credentials;
 mod cri;
+mod deploy_binary;
 mod dns;
 #[path = "../../src/registry/testing.rs"]
 mod fake_registry;

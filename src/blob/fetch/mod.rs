@@ -11,6 +11,7 @@
 //! after a layer was closed.
 
 mod ahead;
+mod along;
 mod decode;
 #[cfg(test)]
 mod fakes;

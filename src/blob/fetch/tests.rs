@@ -162,7 +162,11 @@ async fn two_layers_share_content_and_a_restart_keeps_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn adjacent_chunks_are_one_range() {
-    let node = node(quiet(), 64 << 20);
+    let config = Config {
+        readahead: ByteSize(0),
+        ..quiet()
+    };
+    let node = node(config, 64 << 20);
     let members = plain(20, 10_000);
     let (source, map) = layer(&members);
     source.script.lock().latency = Duration::from_millis(5);
@@ -178,6 +182,19 @@ async fn adjacent_chunks_are_one_range() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_one_small_file_after_the_other_seldom_waits() {
+    let node = node(quiet(), 64 << 20);
+    let members = plain(400, 20_000);
+    let (source, map) = layer(&members);
+    let blob = node.blob(&source, map);
+    for chunk in 0..400 {
+        assert!(read(&blob, chunk).await.unwrap() == members[chunk as usize][0]);
+    }
+    assert_eq!(source.sent(), 400 * 20_023, "nothing twice");
+    assert!(source.asked().len() < 20, "{}", source.asked().len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failure_fails_its_readers_and_not_the_next_ones() {
     let node = node(quiet(), 64 << 20);
     let members = plain(4, 50_000);
@@ -189,6 +206,7 @@ async fn a_failure_fails_its_readers_and_not_the_next_ones() {
             read(&blob, 1).await,
             Err(ReadError::Source { .. })
         ));
+        tokio::time::sleep(super::flight::MEMORY).await;
     }
     assert!(read(&blob, 1).await.unwrap() == members[1][0]);
     // What came before the break is not lost.
@@ -236,6 +254,7 @@ async fn wrong_content_is_fetched_again_a_few_times_and_never_kept() {
     assert_eq!(blob.stats().corrupt, 5);
     assert!(!blob.try_read(ChunkId(1), 0, &mut [0; 8]).unwrap());
     source.script.lock().always = None;
+    tokio::time::sleep(super::flight::MEMORY).await;
     assert!(
         read(&blob, 1).await.unwrap() == members[1][0],
         "the next read starts afresh"
