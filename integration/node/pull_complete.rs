@@ -59,6 +59,7 @@ fn what_was_never_downloaded_is_completed_and_then_exported_and_pushed() {
     let image = Image::of(&bed, &single);
     let both = index(&bed, &single);
     bed.pull("crfs", &both);
+    bed.pull("crfs", &single);
     assert_eq!(lazy_mounts(&bed.crfs_root()).len(), 2);
     let out = bed.folder().join("refused.tar");
     // The same registry by another name: as one that does not have the blobs of the image's repository.
@@ -68,7 +69,7 @@ fn what_was_never_downloaded_is_completed_and_then_exported_and_pushed() {
             .replace("127.0.0.1", "localhost")
     );
     let platform = ["--plain-http", "--platform", "linux/amd64"];
-    let push = [&["image", "push"], &platform[..], &[&elsewhere, &both]].concat();
+    let push = [&["image", "push"], &platform[..], &[&elsewhere, &single]].concat();
     let export = ["image", "export", out.to_str().unwrap(), &both];
     for command in [&export[..], &push[..]] {
         let failed = bed.try_ctr(command);
@@ -81,7 +82,7 @@ fn what_was_never_downloaded_is_completed_and_then_exported_and_pushed() {
     }
     // Where it came from, nothing needs to be sent.
     let beside = format!("{}/beside:new", bed.registry());
-    bed.ctr(&[&["image", "push"], &platform[..], &[&beside, &both]].concat());
+    bed.ctr(&[&["image", "push"], &platform[..], &[&beside, &single]].concat());
 
     bed.relay("POST", "reset");
     let completed = told(&bed, "complete", &[&both]);
@@ -118,8 +119,37 @@ fn what_was_never_downloaded_is_completed_and_then_exported_and_pushed() {
     let more = exported(&bed, &both, &["--all-platforms"]);
     assert_eq!(more.len(), 8, "index, two manifests, five blobs: {more:?}");
 
-    bed.ctr(&["image", "rm", "--sync", &both]);
+    bed.ctr(&["image", "rm", "--sync", &both, &single]);
     bed::wait_for("nothing to be left", 20, || left(&bed).is_empty());
+}
+
+/// What `nerdctl commit` and all others that make a layer of a container begin with.
+#[test]
+fn what_a_container_has_written_is_a_layer() {
+    let bed = Bed::up(FOREGROUND_ONLY, &[]);
+    let base = bed.convert(&bed::image("busybox"), "base:lazy");
+    bed.pull("crfs", &base);
+    let key = format!("{}-written", bed.value("NAMESPACE"));
+    let write = "echo more > /usr/share/doc/busybox-static/copyright; echo new > /new";
+    let run = ["run", "--snapshotter", "crfs", &base, &key];
+    bed.ctr(&[&run[..], &["busybox", "sh", "-c", write]].concat());
+    let file = bed.folder().join("diff.tar.gz");
+    let shell = format!(
+        "'{}' snapshots --snapshotter crfs diff {key} > '{}'",
+        bed.value("CTR"),
+        file.display()
+    );
+    let diff = Command::new("sh").args(["-c", &shell]).output().unwrap();
+    assert!(diff.status.success(), "{diff:?}");
+    let listed = Command::new("tar").arg("-tzf").arg(&file).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let files: Vec<_> = listed.lines().filter(|name| !name.ends_with('/')).collect();
+    assert!(files.contains(&"new"), "{files:?}");
+    let changed = "usr/share/doc/busybox-static/copyright";
+    assert!(
+        files.contains(&changed) && !files.contains(&"usr/bin/busybox"),
+        "{files:?}"
+    );
 }
 
 #[test]
@@ -166,7 +196,7 @@ fn what_cannot_be_completed_is_said() {
     bed.relay("POST", "down?on=0");
     // Other bytes than the manifest promises are not taken.
     let image = Image::of(&bed, &name);
-    let registry = bed.folder().join("bed/registry");
+    let registry = bed.folder().join("registry");
     let data = find(&registry, image.layers[0].trim_start_matches("sha256:"));
     let mut bytes = fs::read(&data).unwrap();
     let middle = bytes.len() / 2;
