@@ -77,9 +77,8 @@ class Bench:
         profiles = self.profiled(registry, image, layout) if image.profile else None
         if profiles:
             ways += [cold.PROFILED, cold.KNOWING]
-        tags = ["lazy", "soci", *(["profiled"] if profiles else [])]
         for peer in self.peers:
-            ways += peer.ways(tags)
+            ways += peer.ways(["lazy", "profiled"] if profiles else ["lazy"])
         for number in range(self.args.runs):
             for way in ways:
                 one = cold.cold_start(self.folder("n"), registry, image, way, profiles=profiles)
@@ -104,7 +103,7 @@ class Bench:
 
     def kills(self, registry, image):
         """What a running container notices of the death of what serves it."""
-        for way in [cold.CRFS, *(peer.ways(["lazy", "soci"])[0] for peer in self.peers)]:
+        for way in [cold.CRFS, *(peer.ways(["lazy"])[0] for peer in self.peers)]:
             self.killed.append(killed.measure(self.folder("k"), registry, image, way))
             say(f"   {image.name}: {way.name} killed")
         self.show(f"## Killed while a container reads\n\n{report.killed_table(self.killed)}")

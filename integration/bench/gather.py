@@ -19,7 +19,9 @@ snapshotter, `peak` and `anon` are the most resident memory (VmHWM) and the anon
 layers that it serves by FUSE. Memory and CPU time of overlayfs are containerd's own and not shown; with a lazy snapshotter containerd does less.
 
 Every snapshotter has its own defaults, and the registry is plain HTTP to all. stargz reads the very images that crfs reads (`crfs convert`), also the one
-whose layers begin with what an earlier start has read (`with profile`); soci reads the ordinary layers of the image with an index by `soci convert`.
+whose layers begin with what an earlier start has read (`with profile`), and, where a row says `image of its own`, what `ctr-remote image convert` makes of it;
+soci reads the ordinary layers of the image with an index by `soci convert`. `crfs, started here before` is the first start on a node that has lost
+everything of the image but the profile of an earlier start.
 """
 
 

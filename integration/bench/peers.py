@@ -9,26 +9,29 @@ import os
 import subprocess
 
 import cold
-from node import Failed, run
+from node import Failed, Node, run
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """`mirror` is how its configuration spells the registry's address; `tags` the images it is measured with."""
+    """`mirror` is how its configuration spells the registry's address; `tags` the images it is measured with, `own` of them made by
+    `tool`, which lies beside its program."""
 
     mirror: str
     tags: tuple
-    tool: str = ""  # makes its images, and lies beside its program
+    own: str
+    tool: str
     more: str = ""  # what else it has to be told; {containerd} is the socket of that
+    needs_tool: bool = True  # whether there is nothing to measure without
 
 
 KINDS = {
     # eStargz, as crfs reads it: of the layers with a landmark it fetches what lies before that first, too.
-    "stargz": Kind("{}", ("lazy", "profiled")),
+    "stargz": Kind("{}", ("lazy", "profiled", "stargz"), "stargz", "ctr-remote", needs_tool=False),
     # The ordinary layers and an index of them beside; those that have none it unpacks itself, out of containerd's store.
-    "soci": Kind("http://{}", ("soci",), "soci", '[content_store]\n  containerd_address = "{containerd}"\n'),
+    "soci": Kind("http://{}", ("soci",), "soci", "soci", '[content_store]\n  containerd_address = "{containerd}"\n'),
 }
-SUFFIXES = {"lazy": "", "profiled": ", with profile", "soci": ""}
+SUFFIXES = {"lazy": "", "profiled": ", with profile", "stargz": ", image of its own", "soci": ""}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,18 +59,35 @@ class Peer:
         return cold.Way(self.name + SUFFIXES[tag], "crfs", tag, server=command, settings=self.config)
 
     def ways(self, tags):
-        """The ways of this peer for an image that has these tags."""
-        return [self.way(tag) for tag in self.kind.tags if tag in tags]
+        """The ways of this peer for an image that has these tags of crfs's, and its own."""
+        own = [self.kind.own] if self.tool() else []
+        return [self.way(tag) for tag in self.kind.tags if tag in [*tags, *own]]
+
+    def tool(self):
+        """The program that makes its own images, if there is one."""
+        tool = os.path.join(os.path.dirname(self.program), self.kind.tool)
+        return tool if os.access(tool, os.X_OK) else None
 
     def publish(self, registry, image, layout, folder):
-        """Makes and pushes the image in this peer's own form, where it has one."""
-        if not self.kind.tool:
+        """Makes and pushes the image in this peer's own form."""
+        if not self.tool():
+            return
+        name = f"bench/{image.name}:{self.kind.own}"
+        if self.name == "stargz":
+            self.convert_in_containerd(f"{registry.address}/bench/{image.name}:plain", f"{registry.address}/{name}", folder)
             return
         os.makedirs(folder)
         made = os.path.join(folder, "made")
-        tool = os.path.join(os.path.dirname(self.program), self.kind.tool)
-        run([tool, "--root", os.path.join(folder, "root"), "convert", "--standalone", "--format", "oci-dir", layout, made])
-        registry.push(made, f"bench/{image.name}:{self.kind.tags[0]}", tag="")  # it has one image, without a name
+        convert = ["convert", "--standalone", "--format", "oci-dir", layout, made]
+        run([self.tool(), "--root", os.path.join(folder, "root"), *convert])
+        registry.push(made, name, tag="")  # it has one image, without a name
+
+    def convert_in_containerd(self, source, target, folder):
+        with Node(folder, "", crfs=False) as node:
+            node.ctr("content", "fetch", "--plain-http", source)
+            where = ["--address", node.values["CONTAINERD_SOCKET"], "--namespace", node.values["NAMESPACE"]]
+            run([self.tool(), *where, "image", "convert", "--estargz", "--oci", source, target])
+            node.ctr("image", "push", "--plain-http", target)
 
 
 def parse(given):
@@ -77,7 +97,7 @@ def parse(given):
         raise Failed(f"no peer is called {name}: {', '.join(KINDS)} are known")
     if " " in program or not os.access(program, os.X_OK):
         raise Failed(f"{name}: {program} is not a program, or has a space in its path")
-    tool = KINDS[name].tool
-    if tool and not os.access(os.path.join(os.path.dirname(program), tool), os.X_OK):
-        raise Failed(f"{name}: its images are made by `{tool}`, which is not beside {program}")
-    return Peer(name, program)
+    peer = Peer(name, program)
+    if peer.kind.needs_tool and not peer.tool():
+        raise Failed(f"{name}: its images are made by `{peer.kind.tool}`, which is not beside {program}")
+    return peer

@@ -12,8 +12,9 @@
 #   --json FILE          every single run, as JSON
 #   --save FOLDER        write RESULTS.md and its plot there (with peers PEERS.md; gather.py makes one of several JSON files)
 #   --crfs FILE          another crfs than this tree's
-#   --peer NAME=PROGRAM  another lazy snapshotter beside it, as often as there are: stargz (containerd-stargz-grpc) or soci
-#                        (soci-snapshotter-grpc, with `soci` beside it). Its path is yours to give: nothing is fetched or built
+#   --peer NAME=PROGRAM  another lazy snapshotter beside it, as often as there are: stargz (containerd-stargz-grpc; with
+#                        `ctr-remote` beside it also images of its own) or soci (soci-snapshotter-grpc, with `soci`
+#                        beside it). Its path is yours to give: nothing is fetched or built
 #
 # CRFS_BENCH_DISK=host puts the nodes on the machine's own file system, not on one of their own (disk.py says why).
 #

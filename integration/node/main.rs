@@ -19,6 +19,7 @@ mod credentials;
 mod cri;
 mod deploy_binary;
 mod dns;
+mod docs;
 #[path = "../../src/registry/testing.rs"]
 mod fake_registry;
 mod fault_h2;
