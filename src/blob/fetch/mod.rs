@@ -24,6 +24,8 @@ mod stream;
 mod tally;
 
 #[cfg(test)]
+mod failing_tests;
+#[cfg(test)]
 mod once_tests;
 #[cfg(test)]
 mod plan_tests;
