@@ -6,7 +6,8 @@
 //! follows is fetched as well, twice as much each time the reader arrives there.
 //!
 //! Measured (45,000 files of 50 to 3,000 bytes in 545 members, read once without the background, at 10 ms and
-//! 1 Gbit/s): see the line of it in `integration/bench/RESULTS.md`.
+//! 1 Gbit/s, two runs each in turn): 12.5 s and 545 requests before, 4.8 s and 66 requests with it, for the
+//! same 75.4 MB; Python with numpy, which jumps, has the same 17.4 MB and 120 requests either way.
 
 use std::ops::Range;
 
