@@ -15,6 +15,7 @@ tools_for_bed
 containerd_find
 go_find "$(sed -n 's/^go //p' "$project/integration/conformance/go.mod")" || export CRFS_NO_GO=1
 (crictl_find) || export CRFS_NO_CRICTL=1
+(containerd_of 1.7 && containerd_find) || export CRFS_NO_CONTAINERD_17=1
 if prometheus=$(prometheus_find && echo "$prometheus_bin"); then export CRFS_BED_PROMETHEUS=$prometheus; fi
 
 if zig=$(zig_find && echo "$ZIG_FOLDER"); then export ZIG_FOLDER=$zig; fi

@@ -12,13 +12,20 @@ use std::path::{Path, PathBuf};
 /// Modules by rank, lowest first. A module names only modules of lower rank.
 const RANKS: [&[&str]; 12] = [
     &["oci"],
-    &["keeper", "overlay", "registry", "stargz", "store"],
+    &[
+        "containerd",
+        "keeper",
+        "overlay",
+        "registry",
+        "stargz",
+        "store",
+    ],
     &["blob"],
     &["fs"],
     &["layer"],
     &["snapshotter"],
     &["report"],
-    &["convert", "cri", "metrics", "service", "telemetry"],
+    &["convert", "cri", "metrics", "pull", "service", "telemetry"],
     &["config"],
     &["daemon"],
     &["setup"],
@@ -44,7 +51,7 @@ const CONFINED: [(&str, &[&str]); 19] = [
     ("tar", &["stargz"]),
     ("toml", &["config", "registry", "setup"]),
     ("toml_edit", &["setup"]),
-    ("tonic", &["service"]),
+    ("tonic", &["containerd", "service"]),
     ("tracing_subscriber", &["telemetry"]),
 ];
 

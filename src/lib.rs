@@ -9,6 +9,7 @@
 
 pub mod oci;
 
+pub mod containerd;
 pub mod keeper;
 pub mod overlay;
 pub mod registry;
@@ -28,6 +29,7 @@ pub mod report;
 pub mod convert;
 pub mod cri;
 pub mod metrics;
+pub mod pull;
 pub mod service;
 
 pub mod config;

@@ -1,9 +1,12 @@
 # shellcheck shell=bash
-# Where containerd 2.1 or newer comes from. The sources in order: what is installed, Debian's newer package, the
-# project's release archive, the Go module. Sets containerd_bin, the folder that holds containerd, ctr and the shim.
-# CRFS_BED_CONTAINERD names the only sources to try ("debian module").
+# Where containerd 2.1 or newer comes from, or one of 1.7 (containerd_line=1.7). The sources in order: what is installed, Debian's
+# newer package, the project's release archive (not of 1.7), the Go module. Sets containerd_bin, the folder that holds containerd, ctr and
+# the shim. CRFS_BED_CONTAINERD names the only sources to try ("debian module").
 
+containerd_line=2
 containerd_least=2.1
+containerd_suite=sid
+containerd_path=github.com/containerd/containerd/v2/cmd
 containerd_module=v2.1.9
 containerd_release=2.1.6
 declare -A containerd_release_sha256=(
@@ -17,11 +20,23 @@ declare -A containerd_source=(
 	[module]="built from the Go module $containerd_module"
 )
 
+# containerd_of LINE: which one is looked for: 2, or 1.7.
+containerd_of() {
+	containerd_line=$1
+	case $1 in
+	2) return ;;
+	1.7) containerd_least=1.7 containerd_suite=trixie containerd_path=github.com/containerd/containerd/cmd containerd_module=v1.7.28 ;;
+	*) die "no containerd of the line $1 is known: 2 or 1.7" ;;
+	esac
+	containerd_source[module]="built from the Go module $containerd_module"
+}
+
 # containerd_find: sets containerd_bin or dies. What an earlier run obtained is used again.
 containerd_find() {
-	local source
+	local source cache=$bed_cache/containerd
+	[ "$containerd_line" = 2 ] || cache=$cache-$containerd_line
 	for source in ${CRFS_BED_CONTAINERD:-installed debian release module}; do
-		containerd_bin=$bed_cache/containerd/$source
+		containerd_bin=$cache/$source
 		if [ "$source" = installed ] || ! containerd_usable "$containerd_bin"; then
 			"containerd_from_$source" "$containerd_bin" || continue
 			containerd_usable "$containerd_bin" || continue
@@ -29,7 +44,17 @@ containerd_find() {
 		found containerd "$(containerd_version "$containerd_bin"): ${containerd_source[$source]}"
 		return
 	done
-	die "no containerd $containerd_least or newer was found or could be fetched: install one, or connect this machine to a Debian mirror"
+	die "no containerd $(containerd_wanted) was found or could be fetched: install one, or connect this machine to a Debian mirror"
+}
+
+containerd_wanted() {
+	if [ "$containerd_line" = 2 ]; then echo "$containerd_least or newer"; else echo "$containerd_line"; fi
+}
+
+# containerd_fits VERSION: whether it is one that is looked for.
+containerd_fits() {
+	version_at_least "${1:-0}" "$containerd_least" || return 1
+	[ "$containerd_line" = 2 ] || [[ $1 = "$containerd_line".* ]]
 }
 
 containerd_version() {
@@ -42,15 +67,15 @@ containerd_usable() {
 		[ -x "$1/$tool" ] || return 1
 	done
 	version=$(containerd_version "$1")
-	[ -n "$version" ] && version_at_least "$version" "$containerd_least"
+	[ -n "$version" ] && containerd_fits "$version"
 }
 
 containerd_from_installed() {
 	local path version
 	path=$(command -v containerd) || { detail "containerd: none installed"; return 1; }
 	version=$(containerd_version "$(dirname "$path")")
-	version_at_least "${version:-0}" "$containerd_least" || {
-		detail "containerd: the installed one is ${version:-broken}, older than $containerd_least"
+	containerd_fits "$version" || {
+		detail "containerd: the installed one is ${version:-broken}, not $(containerd_wanted)"
 		return 1
 	}
 	mkdir -p "$(dirname "$1")"
@@ -59,12 +84,13 @@ containerd_from_installed() {
 
 containerd_from_debian() {
 	detail "containerd: trying Debian's newer package"
-	apt_unpack_newer "$1.root" sid containerd || { detail "containerd: not to be had from Debian"; return 1; }
+	apt_unpack_newer "$1.root" "$containerd_suite" containerd || { detail "containerd: not to be had from Debian"; return 1; }
 	ln -sfnT "$1.root/usr/bin" "$1"
 }
 
 containerd_from_release() {
 	local arch archive url
+	[ "$containerd_line" = 2 ] || { detail "containerd: no release archive of $containerd_line is known"; return 1; }
 	arch=$(dpkg --print-architecture)
 	archive=containerd-static-$containerd_release-linux-$arch.tar.gz
 	url=https://github.com/containerd/containerd/releases/download/v$containerd_release/$archive
@@ -89,7 +115,7 @@ containerd_from_module() {
 
 containerd_build() (
 	cd "$1" || return 1
-	path=github.com/containerd/containerd/v2/cmd
+	path=$containerd_path
 	[ -f go.mod ] || timeout 30 go mod init bed || return 1
 	timeout 300 go get "$path/containerd@$containerd_module" "$path/ctr@$containerd_module" \
 		"$path/containerd-shim-runc-v2@$containerd_module" || return 1

@@ -67,6 +67,7 @@ node_cri_config() {
 node_containerd_config() {
 	local platform snapshotter cri='"io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri",'
 	platform=linux/$(dpkg --print-architecture)
+	[ "$containerd_line" = 2 ] || { node_containerd_old_config; return; }
 	[ -z "$node_cri" ] || cri=''
 	cat <<-TOML
 		version = 3
@@ -102,6 +103,29 @@ node_containerd_config() {
 			    differ = "walking"
 		TOML
 	done
+}
+
+# node_containerd_old_config: for containerd 1.7, which has no transfer service that unpacks to a plugin.
+node_containerd_old_config() {
+	[ -z "$node_cri" ] || die "the bed has the CRI of the newest containerd only"
+	cat <<-TOML
+		version = 2
+		root = "$node_folder/containerd"
+		state = "$node_folder/run"
+		disabled_plugins = [
+		  "io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.btrfs",
+		  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.tracing.processor.v1.otlp",
+		]
+		[grpc]
+		  address = "$node_socket"
+		[plugins."io.containerd.nri.v1.nri"]
+		  disable = true
+		[plugins."io.containerd.internal.v1.opt"]
+		  path = "$node_folder/opt"
+		[proxy_plugins.crfs]
+		  type = "snapshot"
+		  address = "$crfs_socket"
+	TOML
 }
 
 containerd_start() {

@@ -8,6 +8,7 @@
 #   --listen IP              the registry there, without the relay
 #   --no-crfs                containerd and the registry only
 #   --server 'COMMAND'       another snapshotter in the place of crfs; {config}, {root} and {socket} are filled in
+#   --containerd 1.7         a containerd of that line in the place of the newest
 #   --cri transfer           containerd's CRI, which pulls by the transfer service; or, with `annotations`, by itself
 #   --rtt-ms N, --mbit N     the registry behaves as if it were that far away
 #
@@ -43,6 +44,7 @@ while [ $# -gt 0 ]; do
 		;;
 	--listen) listen=${2:?} && shift ;;
 	--no-crfs) with_crfs='' ;;
+	--containerd) containerd_of "$2" && shift ;;
 	--cri) node_cri=$2 && shift ;;
 	--server) read -ra crfs_server <<<"$2" && shift ;;
 	--rtt-ms | --mbit) relay_options+=("$1" "$2") && shift ;;

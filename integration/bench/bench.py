@@ -1,6 +1,7 @@
 """Measures crfs beside containerd's own overlayfs, and prints what came of it. Started by run.sh."""
 
 import argparse
+import datetime
 import itertools
 import json
 import os
@@ -10,8 +11,11 @@ import sys
 import time
 
 import cold
+import gather
 import images
+import killed
 import micro
+import peers
 import report
 import where
 from node import Failed, Registry, run
@@ -31,6 +35,9 @@ def arguments():
     args.add_argument("--json")
     args.add_argument("--save")
     args.add_argument("--how", default="")
+    args.add_argument("--peer", action="append", default=[], metavar="NAME=PROGRAM")
+    args.add_argument("--containerd", default="")
+    args.add_argument("--killed", default="", metavar="IMAGE")
     return args.parse_args()
 
 
@@ -41,7 +48,8 @@ def say(text):
 class Bench:
     def __init__(self, args):
         self.args, self.runs, self.count = args, [], itertools.count()
-        self.sections, self.samples, self.micro = [], [], []
+        self.sections, self.samples, self.micro, self.killed = [], [], [], []
+        self.peers = [peers.parse(given) for given in args.peer]
         rtt, _, mbit = args.link.partition(":")
         self.link = float(rtt), float(mbit)
 
@@ -57,14 +65,20 @@ class Bench:
         registry.link(0, 0)
         registry.push(layout, f"bench/{image.name}:plain")
         registry.convert(self.args.crfs, layout, f"bench/{image.name}:lazy")
+        for peer in self.peers:
+            peer.publish(registry, image, layout, self.folder("o"))
         registry.link(*self.link)
 
     def cold_starts(self, registry, image, layout):
         """Alternating runs of all ways of one image."""
-        ways, mine = [cold.OVERLAYFS, cold.CRFS, cold.LEAN], []
+        ways, mine = [cold.OVERLAYFS, cold.CRFS], []
+        if not self.peers:
+            ways.append(cold.LEAN)
         profiles = self.profiled(registry, image, layout) if image.profile else None
         if profiles:
             ways += [cold.PROFILED, cold.KNOWING]
+        for peer in self.peers:
+            ways += peer.ways(["lazy", "profiled"] if profiles else ["lazy"])
         for number in range(self.args.runs):
             for way in ways:
                 one = cold.cold_start(self.folder("n"), registry, image, way, profiles=profiles)
@@ -74,7 +88,7 @@ class Bench:
             raise Failed(f"the ways do not agree on what {image.name} says: {sorted({one['said'] for one in mine})}")
         self.runs += mine
         self.show(f"## {image.name}: {image.about}\n\n{report.cold_table(mine)}\n\n{report.cpu_table(mine)}")
-        if where.available():
+        if where.available() and not self.peers:
             sampled = cold.cold_start(self.folder("n"), registry, image, cold.CRFS, sample=self.folder("p"))
             self.samples.append({**sampled, "way": "crfs"})
 
@@ -87,6 +101,13 @@ class Bench:
             say(f"   {name}: measured once cached")
         self.show(f"## Once everything is cached\n\n{report.micro_table(self.micro)}")
 
+    def kills(self, registry, image):
+        """What a running container notices of the death of what serves it."""
+        for way in [cold.CRFS, *(peer.ways(["lazy"])[0] for peer in self.peers)]:
+            self.killed.append(killed.measure(self.folder("k"), registry, image, way))
+            say(f"   {image.name}: {way.name} killed")
+        self.show(f"## Killed while a container reads\n\n{report.killed_table(self.killed)}")
+
     def everything(self):
         layouts = dict(given.split("=", 1) for given in self.args.layout)
         with Registry(self.folder("r")) as registry:
@@ -94,13 +115,32 @@ class Bench:
                 self.publish(registry, images.IMAGES[name], layout)
             for name in filter(None, self.args.cold.split(",")):
                 self.cold_starts(registry, images.IMAGES[name], layouts[name])
+            if self.args.killed:
+                self.kills(registry, images.IMAGES[self.args.killed])
             if self.samples:
                 self.show(f"## Where crfs's CPU seconds went, sampled\n\n{report.jobs_table(self.samples)}")
             if self.args.micro:
                 self.microbenchmarks(registry, layouts)
         if self.args.save:
-            rtt, mbit = self.link
-            report.save(self.args.save, self.args.how, f"{rtt:g} ms, {mbit:g} Mbit/s", self.sections, self.runs)
+            self.save()
+
+    def save(self):
+        if self.peers:
+            gather.document(self.args.save, [self.everything_known()])
+            return
+        rtt, mbit = self.link
+        report.save(self.args.save, self.args.how, f"{rtt:g} ms, {mbit:g} Mbit/s", self.sections, self.runs)
+
+    def everything_known(self):
+        """What `--json` keeps, and PEERS.md is written from."""
+        args = self.args
+        return {
+            "how": args.how, "link": args.link, "date": str(datetime.date.today()), "machine": report.machine(),
+            "containerd": args.containerd, "crfs": run([args.crfs, "--version"]).removeprefix("crfs ").strip(),
+            "peers": {peer.name: peer.version() for peer in self.peers},
+            "about": {name: images.IMAGES[name].about for name in dict.fromkeys(one["image"] for one in self.runs)},
+            "cold": self.runs, "sampled": self.samples, "micro": self.micro, "killed": self.killed,
+        }
 
     def profiled(self, registry, image, layout):
         """Converts the image once more, laid out by the profile that a start of it recorded; gives the folder of that profile."""
@@ -135,15 +175,20 @@ def main():
     args = arguments()
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         del os.environ[name]  # nothing leaves this machine
+    try:
+        measure(args)
+    except Failed as failure:
+        sys.exit(f"error: {failure}")
+
+
+def measure(args):
     bench = Bench(args)
     try:
         bench.everything()
-    except Failed as failure:
-        sys.exit(f"error: {failure}")
     finally:
         if args.json:
             with open(args.json, "w", encoding="utf-8") as file:
-                json.dump({"cold": bench.runs, "sampled": bench.samples, "micro": bench.micro}, file, indent=1)
+                json.dump(bench.everything_known(), file, indent=1)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,14 @@ class Way:
     tag: str
     config: str = ""
     knows: bool = False  # whether the node has started the image before: it has its profile, and nothing else of it
+    server: str = ""  # the command of another snapshotter in crfs's place; {config}, {root} and {socket} are filled in
+    settings: object = None  # gives that one's configuration for a registry and the folder of a node
+
+    def configured(self, registry, folder):
+        """The text of the snapshotter's configuration file."""
+        if self.settings:
+            return self.settings(registry, folder)
+        return f'{self.config}[registry]\nplain_http = ["{registry.address}"]\n'
 
 
 OVERLAYFS = Way("overlayfs", "overlayfs", "plain")
@@ -65,8 +73,8 @@ def cold_start(folder, registry, image, way, inspect=None, sample=None, profiles
     lazy = way.snapshotter == "crfs"
     with disk.fresh(folder):
         try:
-            config = f'{way.config}[registry]\nplain_http = ["{registry.address}"]\n'
-            with Node(folder, config, crfs=lazy, profiles=profiles if way.knows else None) as node:
+            known = profiles if way.knows else None
+            with Node(folder, way.configured(registry, folder), crfs=lazy, profiles=known, server=way.server) as node:
                 times = timed(node, registry, reference, image.command, way, sample)
                 if inspect:
                     inspect(node)
@@ -75,6 +83,16 @@ def cold_start(folder, registry, image, way, inspect=None, sample=None, profiles
             tail = read(log)[-3000:] if os.path.exists(log) else ""
             raise Failed(f"{failure}\n{tail}") from failure
     return {"image": image.name, "way": way.name, **times}
+
+
+def lazy_layers(node):
+    """How many file systems the snapshotter serves. None means that it has fallen back to unpacking, which is not what is measured."""
+    with open("/proc/self/mountinfo", encoding="utf-8") as mounts:
+        fields = [line.split() for line in mounts]
+    below = [f for f in fields if f[4].startswith(node.values["CRFS_ROOT"] + "/") and f[f.index("-") + 1].startswith("fuse")]
+    if not below:
+        raise Failed("no layer is lazy: the snapshotter has had all of them unpacked")
+    return len(below)
 
 
 def timed(node, registry, reference, command, way, sample):
@@ -89,6 +107,11 @@ def timed(node, registry, reference, command, way, sample):
     said, ran = seconds_until_output(node.start(way.snapshotter, reference, command))
     amount, requests = registry.counts()
     used = usage.done() if usage else {}
+    if lazy:
+        used["lazy"] = lazy_layers(node)
+        used["cpu"] = sum(used["threads"].values())
+        if way.server:
+            del used["threads"]  # they have no names that say what they do
     if sampler:
         used["jobs"] = sampler.done()
     again, second = seconds_until_output(node.start(way.snapshotter, reference, command))

@@ -97,8 +97,8 @@ class Registry(Script):
         super().close()
         self.line.close()
 
-    def push(self, layout, name):
-        run([self.values["PYTHON"], os.path.join(BED, "push.py"), f"{layout}:latest", f"{self.address}/{name}"])
+    def push(self, layout, name, tag="latest"):
+        run([self.values["PYTHON"], os.path.join(BED, "push.py"), f"{layout}:{tag}", f"{self.address}/{name}"])
 
     def convert(self, crfs, layout, name, prefetch=None):
         command = [crfs, "convert", "--plain-http", self.address, f"oci:{layout}:latest", f"docker://{self.address}/{name}"]
@@ -121,15 +121,16 @@ class Registry(Script):
 
 
 class Node(Script):
-    """A fresh containerd and a fresh crfs."""
+    """A fresh containerd and a fresh crfs, or another snapshotter in its place: `server` is the command of that."""
 
-    def __init__(self, folder, config, crfs=True, profiles=None):
+    def __init__(self, folder, config, crfs=True, profiles=None, server=""):
         os.makedirs(os.path.join(folder, "node"), exist_ok=True)
         if profiles:
             shutil.copytree(profiles, os.path.join(folder, "node", "crfs", "profiles"))
         with open(os.path.join(folder, "node", "crfs.toml"), "w", encoding="utf-8") as file:
             file.write(config)
-        super().__init__(folder, "--only", "node", *([] if crfs else ["--no-crfs"]))
+        options = ["--server", server] if server else [] if crfs else ["--no-crfs"]
+        super().__init__(folder, "--only", "node", *options)
         self.containers = 0
 
     def ctr(self, *words):

@@ -11,6 +11,12 @@ import plot
 COLUMNS = (
     ("total s", "total", 2), ("pull s", "pull", 2), ("run s", "run", 2), ("second s", "second", 2),
     ("MB", "bytes", 1), ("requests", "requests", 0), ("peak MB", "peak", 1), ("anon MB", "anonymous", 1),
+    ("CPU s", "cpu", 2), ("lazy", "lazy", 0),
+)
+KILLED = (
+    "A container reads small files, each by a `cat` of its own, a hundred a second at most; after the first hundred the process that serves them is killed "
+    "by SIGKILL, and the container goes on for five seconds. The keeper of crfs starts another server at once; a peer is started again after one second, as "
+    "by its systemd unit. `failed` are the reads that gave an error, `longest` is how long one took."
 )
 IN_MB = {"bytes", "peak", "anonymous"}
 
@@ -81,6 +87,15 @@ def micro_table(rows):
     return table(["once all is cached", "state", "ratio", "crfs s", "overlayfs on disk s"], cells)
 
 
+def killed_table(rows):
+    """What a container noticed when the server of its files was killed."""
+    cells = [
+        [row["way"], str(row["read"]), str(row["failed"]), f"{row['longest']:.2f}", "starts" if row["new"] else "fails"]
+        for row in rows
+    ]
+    return table(["killed", "reads after it", "failed", "longest s", "a new container"], cells)
+
+
 def machine():
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         models = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
@@ -116,8 +131,8 @@ def save(folder, how, link, sections, runs):
         f"{datetime.date.today()}; {machine()}; {link}. Written by `{how}`.\n\n"
         "A run starts on a containerd and a crfs that have seen nothing yet, and the ways take turns. Shown are medians: "
         "`total` is pull and run until the workload's output ends, `second` another container of the same image; MB and "
-        "requests are what crossed the link until then, `peak` and `anon` the most resident memory of crfs (VmHWM) and the "
-        "anonymous part of it (RssAnon).\n\n"
+        "requests are what crossed the link until then; of crfs, `peak` and `anon` are the most resident memory (VmHWM) and the "
+        "anonymous part of it (RssAnon), `CPU s` is its CPU time, `lazy` the number of layers that it serves.\n\n"
     )
     with open(os.path.join(folder, "RESULTS.md"), "w", encoding="utf-8") as file:
         file.write(head + shown + "\n\n".join(sections) + "\n")

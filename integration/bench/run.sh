@@ -6,12 +6,15 @@
 # Everything it starts and mounts is its own, and is gone when it ends.
 #
 #   --only WHAT,...      which images: python, big, small, tiny; and micro, the file system once everything is cached
-#                        (default: all five)
+#                        (default: all five); and killed, what a container notices of the snapshotter's death
 #   --link RTT_MS:MBIT   how far away the registry seems to be (default 10:1000)
 #   --runs N             runs of each way (default 3); medians are shown
 #   --json FILE          every single run, as JSON
-#   --save FOLDER        write RESULTS.md and its plot there
+#   --save FOLDER        write RESULTS.md and its plot there (with peers PEERS.md; gather.py makes one of several JSON files)
 #   --crfs FILE          another crfs than this tree's
+#   --peer NAME=PROGRAM  another lazy snapshotter beside it, as often as there are: stargz (containerd-stargz-grpc; with
+#                        `ctr-remote` beside it also images of its own) or soci (soci-snapshotter-grpc, with `soci`
+#                        beside it). Its path is yours to give: nothing is fetched or built
 #
 # CRFS_BENCH_DISK=host puts the nodes on the machine's own file system, not on one of their own (disk.py says why).
 #
@@ -19,6 +22,7 @@
 #   integration/bench/run.sh --only python --runs 5
 #   integration/bench/run.sh --only python,small --link 50:200 --json /tmp/runs.json
 #   integration/bench/run.sh --save integration/bench
+#   integration/bench/run.sh --only python,killed --peer stargz=/usr/local/bin/containerd-stargz-grpc
 set -euo pipefail
 # shellcheck source=../bed/bed.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../bed/bed.sh"
@@ -37,6 +41,7 @@ while [ $# -gt 0 ]; do
 	--runs) [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || bench_usage 2; options+=(--runs "$2"); shift ;;
 	--json) [ -n "${2:-}" ] || bench_usage 2; options+=(--json "$(realpath -m "$2")"); shift ;;
 	--save) [ -n "${2:-}" ] || bench_usage 2; options+=(--save "$(realpath -m "$2")"); shift ;;
+	--peer) [[ ${2:-} =~ ^[a-z]+=/ ]] || bench_usage 2; options+=(--peer "$2"); shift ;;
 	--crfs) [ -x "${2:-}" ] || bench_usage 2; crfs=$(realpath "$2"); shift ;;
 	--help | -h) bench_usage 0 ;;
 	*) bench_usage 2 ;;
@@ -60,15 +65,21 @@ if [ -z "$crfs" ]; then
 fi
 
 section "The images"
-cold=$(tr , '\n' <<<"$only" | grep -vx micro | paste -sd ,) || true
+cold=$(tr , '\n' <<<"$only" | grep -vxE 'micro|killed' | paste -sd ,) || true
 needed=${cold//,/ }
 if [ "$only" = smoke ]; then
 	options+=(--micro) # a test of all of this, on little
-elif [ "$cold" != "$only" ]; then
+elif [[ ,$only, == *,micro,* ]]; then
 	options+=(--micro)
 	needed+=" small attributes big"
 fi
-options+=(--cold "$cold")
+if [[ ,$only, == *,killed,* ]]; then
+	reader=small
+	[ "$cold" != smoke ] || reader=smoke
+	options+=(--killed "$reader")
+	needed+=" $reader"
+fi
+options+=(--cold "$cold" --containerd "$(containerd_version "$containerd_bin")")
 for name in $(tr ' ' '\n' <<<"$needed" | grep . | sort -u); do
 	layout=$("$python" -c 'import sys; sys.path.insert(0, sys.argv[1]); import images; print(images.build(images.IMAGES[sys.argv[2]], sys.argv[3]))' \
 		"$bench_folder" "$name" "$bed_cache") || die "no image $name can be made"

@@ -61,8 +61,9 @@ print('read', len(files), 'failed', failed)";
         tokens <= took / 4.5 + 2.0,
         "more than one refresh per expiry"
     );
+    // Nobody asks while all connections bring bodies of many seconds, and then nothing is renewed.
     assert!(
-        tokens >= took / 5.0 - 3.0,
+        tokens >= took / 5.0 * 0.8,
         "the load was not one all the time"
     );
     assert!(

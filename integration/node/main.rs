@@ -22,6 +22,7 @@ mod deploy_deb;
 mod deploy_host;
 mod deploy_pod;
 mod dns;
+mod docs;
 #[path = "../../src/registry/testing.rs"]
 mod fake_registry;
 mod fault_h2;
@@ -45,6 +46,8 @@ mod operator_setup;
 #[path = "../../src/registry/testing_pki.rs"]
 mod pki;
 mod profile;
+mod pull;
+mod pull_complete;
 mod random_tree;
 mod registry_bursts;
 mod registry_docker;

@@ -357,10 +357,7 @@ fn check(ward: &Ward, case: &Case) -> Result<(), String> {
     };
     let enough = match gets {
         LateError => (2..=8).contains(&asked),
-        // The kernel asks for the two halves of a chunk. The second may come when the fetch for the first has
-        // just failed and the mount has not yet noted it: then it is one more, and never two.
-        Error => asked == requests || asked == 2 * requests,
-        Content => asked == requests,
+        Error | Content => asked == requests,
     };
     std::thread::sleep(FORGOTTEN);
     ward.home.reset();

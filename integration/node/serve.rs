@@ -251,3 +251,39 @@ fn read(path: &Path) -> Value {
 fn text(value: &Value) -> String {
     value.as_str().unwrap().to_owned()
 }
+
+/// Pushes an index of images that are in the registry, each with its processor; gives its name.
+pub fn push_index(bed: &Bed, images: &[(&str, &str)], name: &str) -> String {
+    let url = |name: &str| {
+        let (path, tag) = name.rsplit_once(':').unwrap();
+        format!("http://{}/v2/{path}/manifests/{tag}", bed.registry())
+    };
+    let curl = |arguments: &[&str]| {
+        let mut curl = Command::new("curl");
+        let done = curl
+            .args(["-fsS", "--noproxy", "*"])
+            .args(arguments)
+            .output();
+        let done = done.unwrap();
+        assert!(done.status.success(), "curl {arguments:?}: {done:?}");
+        done.stdout
+    };
+    let media = "application/vnd.oci.image.manifest.v1+json";
+    let accept = format!("Accept: {media}");
+    let entries = images.iter().map(|(image, processor)| {
+        let path = image.split_once('/').unwrap().1;
+        let bytes = curl(&["-H", &accept, &url(path)]);
+        json!({
+            "mediaType": media, "size": bytes.len(), "digest": crfs::oci::Digest::of(&bytes),
+            "platform": { "os": "linux", "architecture": processor },
+        })
+    });
+    let index = "application/vnd.oci.image.index.v1+json";
+    let document = json!({
+        "schemaVersion": 2, "mediaType": index, "manifests": entries.collect::<Vec<_>>(),
+    });
+    let media = format!("Content-Type: {index}");
+    let put = ["-X", "PUT", "-H", &media, "-d", &document.to_string()];
+    curl(&[&put[..], &[&url(name)]].concat());
+    format!("{}/{name}", bed.registry())
+}

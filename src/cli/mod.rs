@@ -4,6 +4,7 @@
 //! the command line is wrong, 3 the answer is no (no daemon runs, a layer is not lazy).
 
 mod ask;
+mod complete;
 mod config;
 mod convert;
 #[cfg(test)]
@@ -14,6 +15,8 @@ mod layers;
 mod mount;
 mod place;
 mod profile;
+mod progress;
+mod pull;
 mod serve;
 mod setup;
 mod status;
@@ -39,6 +42,7 @@ const EXAMPLES: &str = "\
 Examples:
   crfs serve                                              run the snapshotter with its defaults
   crfs convert docker://docker.io/library/python:3.12 docker://registry.example/python:3.12-lazy
+  crfs pull registry.example/python:3.12-lazy             into containerd, lazily; with containerd 1.7 too
   crfs mount registry.example/python:3.12-lazy /mnt       look into an image without pulling it
   crfs why registry.example/python:3.12-lazy              which layers are lazy, and why others are not
   crfs profile registry.example/python:3.12-lazy          list the files its containers read first
@@ -48,6 +52,8 @@ Configuration of containerd and of crfs is described in the README.";
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Pull(pull::Args),
+    Complete(complete::Args),
     Status(status::Args),
     Why(why::Args),
     Layers(layers::Args),
@@ -69,6 +75,8 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Serve(args) => serve::run(args),
+        Command::Pull(args) => pull::run(args),
+        Command::Complete(args) => complete::run(args),
         Command::Status(args) => status::run(args),
         Command::Why(args) => why::run(args),
         Command::Layers(args) => layers::run(args),

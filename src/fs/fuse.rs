@@ -11,8 +11,8 @@
 //!   see [`super::opens`].
 //!
 //! What is answered `ENOSYS` the kernel never asks again on this mount (`fs/fuse/file.c`,
-//! `dir.c`, `xattr.c`): OPEN where that is safe, OPENDIR and FLUSH always, and the extended
-//! attributes of a layer that has none at all.
+//! `dir.c`, `xattr.c`): OPEN where that is safe, OPENDIR and FLUSH always, and the list of the
+//! extended attributes of a layer that has none at all.
 
 use std::ffi::OsStr;
 use std::ops::ControlFlow;
@@ -359,7 +359,9 @@ impl fuser::Filesystem for Adapter {
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         if !self.fs.index().has_xattrs() {
-            return reply.error(Errno::ENOSYS);
+            // After ENOSYS the kernel would say EOPNOTSUPP by itself, which containerd's diff, and so
+            // every commit of a container, takes for a failure.
+            return reply.error(Errno::ENODATA);
         }
         self.guard("getxattr", ino, || {
             let value = self.fs.getxattr(Ino(ino.0), name.as_bytes());

@@ -93,12 +93,13 @@ impl Reason {
     pub const fn remedy(self) -> &'static str {
         match self {
             Self::NotAsked => {
-                "remove the image and pull it without --local, with a containerd (2.1 or newer) that \
-                 has an unpack_config for crfs"
+                "remove the image and pull it by crfs pull, or without --local by a containerd (2.1 or \
+                 newer) that has an unpack_config for crfs"
             }
             Self::Labels => {
                 "set enable_remote_snapshot_annotations = \"true\" in containerd's \
-                 proxy_plugins.crfs.exports, restart containerd, remove the image and pull it again"
+                 proxy_plugins.crfs.exports, restart containerd (2.1 or newer; crfs pull needs neither), remove \
+                 the image and pull it again"
             }
             Self::NoTocDigest | Self::PlainGzip => {
                 "convert the image with crfs convert, push it and pull that one"

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::oci::Digest;
+use crate::oci::{Digest, Platform};
 
 /// The largest manifest, index or config that is read, in bytes (registries limit them to 4 MiB).
 pub const MAX_MANIFEST: u64 = 8 << 20;
@@ -129,6 +129,12 @@ impl MediaType {
         matches!(self, Self::OciManifest | Self::DockerManifest)
     }
 
+    /// An image's config, in either dialect.
+    #[must_use]
+    pub const fn is_config(&self) -> bool {
+        matches!(self, Self::OciConfig | Self::DockerConfig)
+    }
+
     /// A gzip-compressed tar layer: the only kind that can be stargz or eStargz.
     #[must_use]
     pub const fn is_tar_gzip(&self) -> bool {
@@ -176,34 +182,6 @@ pub struct Descriptor {
     /// Fields crfs does not use (`urls` above all: they are never followed).
     #[serde(flatten)]
     pub extra: Map<String, Value>,
-}
-
-/// Operating system and processor of an image (image-index.md).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Platform {
-    /// Processor, by Go's name: `amd64`.
-    pub architecture: String,
-    /// Operating system, by Go's name: `linux`.
-    pub os: String,
-    /// Variant of the processor: `v7`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub variant: Option<String>,
-    /// Fields crfs does not use.
-    #[serde(flatten)]
-    pub extra: Map<String, Value>,
-}
-
-impl Platform {
-    /// Whether this is the platform crfs itself runs on.
-    #[must_use]
-    pub fn is_this_machine(&self) -> bool {
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        };
-        self.os == std::env::consts::OS && self.architecture == architecture
-    }
 }
 
 /// A manifest of one image (manifest.md).
@@ -274,6 +252,16 @@ impl Index {
     pub fn for_this_machine(&self) -> Option<&Descriptor> {
         let ours = |d: &&Descriptor| d.platform.as_ref().is_some_and(Platform::is_this_machine);
         self.manifests.iter().find(ours)
+    }
+
+    /// The manifests for a platform, those whose variant is the one asked for first.
+    #[must_use]
+    pub fn for_platform(&self, asked: &Platform) -> Vec<&Descriptor> {
+        let fits = |d: &&Descriptor| d.platform.as_ref().is_some_and(|own| own.serves(asked));
+        let mut fitting: Vec<_> = self.manifests.iter().filter(fits).collect();
+        let other = |d: &&Descriptor| d.platform.as_ref().is_none_or(|own| !own.is_exactly(asked));
+        fitting.sort_by_key(other);
+        fitting
     }
 }
 

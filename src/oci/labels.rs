@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use crate::oci::{Digest, Reference};
+use crate::oci::{Descriptor, Digest, Reference};
 
 /// Label keys of a snapshot.
 pub mod label {
@@ -18,6 +18,12 @@ pub mod label {
     pub const MANIFEST_DIGEST: &str = "containerd.io/snapshot/cri.manifest-digest";
     /// Digest of the compressed layer blob.
     pub const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
+    /// Digests of this layer and those above it, as many as a label has room for.
+    pub const IMAGE_LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
+    /// What the keys of labels begin with that containerd passes on to a snapshotter.
+    pub const FOR_SNAPSHOTTERS: &str = "containerd.io/snapshot/";
+    /// Longest key and value together, in bytes (containerd `pkg/labels/validate.go`).
+    pub const MAX: usize = 4096;
     /// Digest of the eStargz TOC, from the layer descriptor's annotation of the same name.
     pub const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 }
@@ -64,6 +70,46 @@ pub struct LayerLabels {
 }
 
 impl LayerLabels {
+    /// The labels by which a snapshotter is offered layer `number` of `layers`, which will have this
+    /// chain id: these, and what the layer's own annotations say to snapshotters.
+    #[must_use]
+    pub fn offer(
+        &self,
+        layers: &[Descriptor],
+        number: usize,
+        chain_id: Digest,
+    ) -> HashMap<String, String> {
+        let above = layers.get(number..).unwrap_or_default();
+        let own = above.first().map(|layer| &layer.annotations);
+        let fits = |(key, value): &(&String, &String)| {
+            key.starts_with(label::FOR_SNAPSHOTTERS) && key.len() + value.len() <= label::MAX
+        };
+        let own = own.into_iter().flatten().filter(fits);
+        let mut labels: HashMap<String, String> = own
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        let mut list = String::new();
+        for layer in above {
+            let digest = layer.digest.to_string();
+            if label::IMAGE_LAYERS.len() + list.len() + 1 + digest.len() > label::MAX {
+                break;
+            }
+            if !list.is_empty() {
+                list.push(',');
+            }
+            list.push_str(&digest);
+        }
+        let said = [
+            (label::SNAPSHOT_REF, chain_id.to_string()),
+            (label::IMAGE_REF, self.image.to_string()),
+            (label::MANIFEST_DIGEST, self.manifest.to_string()),
+            (label::LAYER_DIGEST, self.layer.to_string()),
+            (label::IMAGE_LAYERS, list),
+        ];
+        labels.extend(said.map(|(key, value)| (key.to_owned(), value)));
+        labels
+    }
+
     /// Reads the labels of one `Prepare`.
     ///
     /// # Errors
@@ -124,6 +170,37 @@ mod tests {
                 .unwrap_err()
                 .to_string()
                 .contains("cri.manifest-digest is malformed")
+        );
+    }
+
+    #[test]
+    fn what_is_offered_is_what_is_read() {
+        let of = |number: usize, annotations: &str| {
+            let digest = Digest::of(&number.to_be_bytes());
+            let json = format!(
+                r#"{{"mediaType":"x","digest":"{digest}","size":1,"annotations":{{{annotations}}}}}"#
+            );
+            serde_json::from_str::<Descriptor>(&json).unwrap()
+        };
+        let annotations = format!(r#""other":"no","{}":"{D}""#, label::TOC_DIGEST);
+        let mut layers = vec![of(0, ""), of(1, &annotations)];
+        layers.extend((2..100).map(|number| of(number, "")));
+        let named = LayerLabels {
+            image: "r.io/a:t".parse().unwrap(),
+            manifest: D.parse().unwrap(),
+            layer: layers[1].digest,
+        };
+        let labels = named.offer(&layers, 1, D.parse().unwrap());
+        assert_eq!(LayerLabels::parse(&labels), Ok(named));
+        assert_eq!(labels.get(label::TOC_DIGEST).map(String::as_str), Some(D));
+        assert_eq!((labels.len(), &*labels[label::SNAPSHOT_REF]), (6, D));
+        let list = &labels[label::IMAGE_LAYERS];
+        assert!(list.starts_with(&layers[1].digest.to_string()), "{list}");
+        let room = label::MAX - label::IMAGE_LAYERS.len();
+        assert!(
+            list.len() <= room && list.len() > room - 80,
+            "{}",
+            list.len()
         );
     }
 }

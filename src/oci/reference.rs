@@ -38,6 +38,15 @@ impl Reference {
         &self.host
     }
 
+    /// The same without port: `docker.io`, `127.0.0.1`, `::1`.
+    #[must_use]
+    pub fn host_name(&self) -> &str {
+        match self.host.strip_prefix('[') {
+            Some(address) => address.split(']').next().unwrap_or(address),
+            None => self.host.split(':').next().unwrap_or(&self.host),
+        }
+    }
+
     /// Repository without host, tag and digest: `library/debian`.
     #[must_use]
     pub fn repository(&self) -> &str {
@@ -226,6 +235,18 @@ mod tests {
                 full,
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn a_host_has_a_name_without_its_port() {
+        let cases = [
+            ("debian", "docker.io"),
+            ("r.io:5000/a", "r.io"),
+            ("[::1]:5000/a", "::1"),
+        ];
+        for (text, name) in cases {
+            assert_eq!(text.parse::<Reference>().unwrap().host_name(), name);
         }
     }
 

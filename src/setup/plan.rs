@@ -63,7 +63,9 @@ pub enum Error {
         key: String,
     },
     /// containerd cannot do it.
-    #[error("containerd {0}.{1} is too old for crfs: 1.7 for pods, 2.1 for ctr as well")]
+    #[error(
+        "containerd {0}.{1} is too old for crfs: 1.7 for pods and crfs pull, 2.1 for ctr as well"
+    )]
     TooOld(u32, u32),
 }
 

@@ -80,7 +80,9 @@ pub async fn verify(trial: &Trial) -> Result<&'static str, Error> {
         .ctr(&["snapshots", "--snapshotter", "crfs", "ls"])
         .await?;
     if trial.version < (2, 1) {
-        return Ok("containerd reaches crfs; its ctr (before 2.1) cannot pull lazily, pods can");
+        return Ok(
+            "containerd reaches crfs; its ctr (before 2.1) cannot pull lazily, crfs pull and pods can",
+        );
     }
     let folder = tempfile::TempDir::with_prefix("crfs-setup-").map_err(Error::Registry)?;
     let layout = sample::make(folder.path(), &trial.platform).await?;

@@ -4,11 +4,15 @@
 //! comes later waits with it. A failure is final only for waiters of the leader's layer: to the
 //! others it says to try through theirs, so one bad registry never fails the rest.
 //!
+//! A failure is remembered for a moment. The kernel asks for one chunk in several requests at once, and
+//! one that comes when the flight has just ended wants no second flight: it asked before anybody was told.
+//!
 //! Locking: one mutex, nothing else is locked under it but a shard of the cache's index (in
 //! `join`, through `held`). Content is put into the cache before its flight ends, so that whoever
 //! finds no flight finds the content.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -17,6 +21,12 @@ use tokio::sync::oneshot;
 use crate::blob::cache::Key;
 use crate::blob::read::ReadError;
 
+/// How long a failure is remembered: what two requests of the kernel for one chunk may be apart on a busy
+/// machine, and less than it takes anyone to try again.
+pub(super) const MEMORY: Duration = Duration::from_millis(100);
+/// Most failures remembered.
+const MOST: usize = 64;
+
 /// What a waiter is told; `None` means that the leader's layer gave up and another may try.
 pub(super) type Outcome = Option<Result<Bytes, ReadError>>;
 
@@ -24,7 +34,7 @@ pub(super) type Outcome = Option<Result<Bytes, ReadError>>;
 pub(super) enum Join {
     /// The content is in the cache by now.
     Held,
-    /// Someone else has it fetched.
+    /// Someone else has it fetched, or has just failed to.
     Follow(oneshot::Receiver<Outcome>),
     /// The caller must have it fetched.
     Lead(oneshot::Receiver<Outcome>),
@@ -39,7 +49,49 @@ struct Flight {
 /// All flights of a process.
 #[derive(Default)]
 pub(super) struct Flights {
-    table: Mutex<HashMap<Key, Flight>>,
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    flights: HashMap<Key, Flight>,
+    /// Those that failed last, the oldest first.
+    failed: VecDeque<Failure>,
+}
+
+struct Failure {
+    key: Key,
+    leader: u64,
+    error: ReadError,
+    when: Instant,
+}
+
+impl Table {
+    /// Ends a flight without content.
+    fn fail(&mut self, key: Key, flight: Flight, error: &ReadError) {
+        let leader = flight.leader;
+        for (layer, tell) in flight.waiters {
+            let _ = tell.send((layer == leader).then(|| Err(error.clone())));
+        }
+        if self.failed.len() == MOST {
+            self.failed.pop_front();
+        }
+        let (error, when) = (error.clone(), Instant::now());
+        self.failed.push_back(Failure {
+            key,
+            leader,
+            error,
+            when,
+        });
+    }
+
+    /// What the last flight of this layer for `key` was told, if that was just now.
+    fn recall(&mut self, key: &Key, layer: u64) -> Option<ReadError> {
+        self.failed.retain(|failed| failed.when.elapsed() < MEMORY);
+        let mut failed = self.failed.iter().rev();
+        let last = failed.find(|failed| failed.key == *key && failed.leader == layer)?;
+        Some(last.error.clone())
+    }
 }
 
 impl Flights {
@@ -47,14 +99,18 @@ impl Flights {
     pub(super) fn join(&self, key: Key, layer: u64, held: &dyn Fn() -> bool) -> Join {
         let mut table = self.table.lock();
         let (tell, outcome) = oneshot::channel();
-        if let Some(flight) = table.get_mut(&key) {
+        if let Some(flight) = table.flights.get_mut(&key) {
             flight.waiters.push((layer, tell));
             return Join::Follow(outcome);
         }
         if held() {
             return Join::Held;
         }
-        table.insert(
+        if let Some(error) = table.recall(&key, layer) {
+            let _ = tell.send(Some(Err(error)));
+            return Join::Follow(outcome);
+        }
+        table.flights.insert(
             key,
             Flight {
                 leader: layer,
@@ -66,22 +122,22 @@ impl Flights {
 
     /// Whether nobody waits for anything.
     pub(super) fn is_empty(&self) -> bool {
-        self.table.lock().is_empty()
+        self.table.lock().flights.is_empty()
     }
 
     /// Whether someone waits for `key`.
     pub(super) fn awaits(&self, key: &Key) -> bool {
-        self.table.lock().contains_key(key)
+        self.table.lock().flights.contains_key(key)
     }
 
     /// Gives content to all who wait for it; what nobody waits for is not copied.
     pub(super) fn complete<'a>(&self, contents: impl Iterator<Item = (Key, &'a [u8])>) {
         let mut table = self.table.lock();
         for (key, content) in contents {
-            if table.is_empty() {
+            if table.flights.is_empty() {
                 return;
             }
-            let Some(flight) = table.remove(&key) else {
+            let Some(flight) = table.flights.remove(&key) else {
                 continue;
             };
             let content = Bytes::copy_from_slice(content);
@@ -95,23 +151,52 @@ impl Flights {
     /// Ends the flight of `key` if `leader` leads it.
     pub(super) fn fail(&self, key: &Key, leader: u64, error: &ReadError) {
         let mut table = self.table.lock();
-        if table.get(key).is_some_and(|flight| flight.leader == leader) {
-            let waiters = table.remove(key).map(|flight| flight.waiters);
-            tell_all(waiters.unwrap_or_default(), leader, error);
+        let led = |flight: &Flight| flight.leader == leader;
+        if table.flights.get(key).is_some_and(led)
+            && let Some(flight) = table.flights.remove(key)
+        {
+            table.fail(*key, flight, error);
         }
     }
 
     /// Ends all flights that `leader` leads.
     pub(super) fn fail_all(&self, leader: u64, error: &ReadError) {
         let mut table = self.table.lock();
-        for (_, flight) in table.extract_if(|_, flight| flight.leader == leader) {
-            tell_all(flight.waiters, leader, error);
+        let led = |_: &Key, flight: &mut Flight| flight.leader == leader;
+        for (key, flight) in table.flights.extract_if(led).collect::<Vec<_>>() {
+            table.fail(key, flight, error);
         }
     }
 }
 
-fn tell_all(waiters: Vec<(u64, oneshot::Sender<Outcome>)>, leader: u64, error: &ReadError) {
-    for (layer, tell) in waiters {
-        let _ = tell.send((layer == leader).then(|| Err(error.clone())));
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blob::map::Proof;
+    use crate::oci::Digest;
+
+    fn follow(join: Join) -> Outcome {
+        let Join::Follow(mut outcome) = join else {
+            panic!("a new flight");
+        };
+        outcome.try_recv().unwrap()
+    }
+
+    #[test]
+    fn a_failure_is_known_to_the_late_of_its_layer_and_not_for_long() {
+        let flights = Flights::default();
+        let key = Key::new(&Proof::Sha256(Digest::of(b"content")), 7);
+        let blob = Digest::of(b"blob");
+        let error = ReadError::Closed { blob };
+        let lead = |layer| matches!(flights.join(key, layer, &|| false), Join::Lead(_));
+        assert!(lead(1));
+        flights.fail(&key, 1, &error);
+        let late = follow(flights.join(key, 1, &|| false));
+        assert!(matches!(late, Some(Err(ReadError::Closed { .. }))));
+        assert!(matches!(flights.join(key, 1, &|| true), Join::Held));
+        assert!(lead(2), "another layer has another registry");
+        flights.complete(std::iter::once((key, b"content".as_slice())));
+        std::thread::sleep(MEMORY);
+        assert!(lead(1), "who tries again is not answered from memory");
     }
 }

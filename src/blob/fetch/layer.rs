@@ -184,8 +184,15 @@ impl Layer {
     fn note_miss(&self, member: MemberId) {
         self.missed
             .store(self.fetcher.last_miss.note(), Ordering::Relaxed);
-        if let Some(place) = self.map.member(member) {
-            self.plan.lock().follow.miss(member.0, place.offset);
+        let offset = |member| self.map.member(MemberId(member)).map(|place| place.offset);
+        let mut plan = self.plan.lock();
+        if self.fetcher.config.background {
+            offset(member.0).inspect(|at| plan.follow.miss(member.0, *at));
+            return;
+        }
+        let most = self.fetcher.config.readahead.0;
+        for along in plan.along.miss(member.0, most, &offset) {
+            plan.want(along, Class::Ahead, &*self.map);
         }
     }
 

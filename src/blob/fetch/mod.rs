@@ -11,6 +11,7 @@
 //! after a layer was closed.
 
 mod ahead;
+mod along;
 mod decode;
 #[cfg(test)]
 mod fakes;
@@ -22,6 +23,8 @@ mod plan;
 mod stream;
 mod tally;
 
+#[cfg(test)]
+mod failing_tests;
 #[cfg(test)]
 mod once_tests;
 #[cfg(test)]

@@ -8,6 +8,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 
+use crate::blob::fetch::along::Along;
 use crate::blob::fetch::follow::Follow;
 use crate::blob::map::{LayerMap, Member, MemberId};
 
@@ -95,6 +96,8 @@ pub(super) struct Plan {
     last_id: SegmentId,
     /// Where the background works while readers wait.
     pub follow: Follow,
+    /// Readers that go from file to file, where there is no background.
+    pub along: Along,
     /// Tasks that work on the queues.
     pub runners: usize,
 }

@@ -1,104 +1,53 @@
-//! A conversion's progress: a bar for each layer on a terminal, lines elsewhere.
+//! A conversion's progress.
 
-use std::io::IsTerminal as _;
 use std::sync::Arc;
 
-use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::HumanBytes;
 
+use crate::cli::progress::{Board, Row, short};
 use crate::convert::{LayerInfo, LayerProgress, LayerReport, Progress, Stage};
-
-/// Digits of a digest that people compare.
-const SHORT: usize = 12;
 
 /// What suits standard error.
 pub(super) fn for_stderr() -> Arc<dyn Progress> {
-    match std::io::stderr().is_terminal() {
-        true => Arc::new(Bars(MultiProgress::new())),
-        false => Arc::new(Lines),
-    }
+    Arc::new(Board::for_stderr())
 }
 
-/// Bars on a terminal.
-struct Bars(MultiProgress);
-
-struct Bar {
-    bar: ProgressBar,
-    title: String,
-}
-
-impl Progress for Bars {
+impl Progress for Board {
     fn layer(&self, layer: &LayerInfo) -> Arc<dyn LayerProgress> {
-        let bar = self.0.add(ProgressBar::new(layer.size));
-        let form = "{prefix} {msg:<10} [{bar:30}] {bytes:>10}/{total_bytes:10} {elapsed:>4}";
-        // The template is a constant; were it wrong, the default style would do.
-        if let Ok(style) = ProgressStyle::with_template(form) {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        let title = title(layer);
-        bar.set_prefix(title.clone());
-        Arc::new(Bar { bar, title })
+        self.row(title(layer), layer.size, true)
     }
 
     fn note(&self, line: &str) {
-        // A bar that cannot be drawn is no reason to stop.
-        let _ = self.0.println(line);
+        Self::note(self, line);
     }
 }
 
-impl LayerProgress for Bar {
+impl LayerProgress for Row {
     fn stage(&self, stage: Stage, total: u64) {
-        self.bar.set_message(match stage {
+        let name = match stage {
             Stage::Fetch => "fetching",
             Stage::Convert => "converting",
             Stage::Push => "pushing",
-        });
-        self.bar.set_length(total);
-        self.bar.set_position(0);
+        };
+        Self::stage(self, name, total);
     }
 
     fn at(&self, done: u64) {
-        self.bar.set_position(done);
+        Self::at(self, done);
     }
 
     fn done(&self, report: &LayerReport) {
-        if let Ok(style) = ProgressStyle::with_template("{msg}") {
-            self.bar.set_style(style);
-        }
-        self.bar
-            .finish_with_message(format!("{}: {}", self.title, outcome(report)));
-    }
-}
-
-/// Lines, for logs and pipes.
-struct Lines;
-
-struct Line(String);
-
-impl Progress for Lines {
-    fn layer(&self, layer: &LayerInfo) -> Arc<dyn LayerProgress> {
-        let title = title(layer);
-        eprintln!("{title}: {}", HumanBytes(layer.size));
-        Arc::new(Line(title))
-    }
-
-    fn note(&self, line: &str) {
-        eprintln!("{line}");
-    }
-}
-
-impl LayerProgress for Line {
-    fn stage(&self, _: Stage, _: u64) {}
-
-    fn at(&self, _: u64) {}
-
-    fn done(&self, report: &LayerReport) {
-        eprintln!("{}: {}", self.0, outcome(report));
+        Self::done(self, &outcome(report));
     }
 }
 
 fn title(layer: &LayerInfo) -> String {
-    let hex: String = layer.digest.hex().chars().take(SHORT).collect();
-    let place = format!("layer {}/{} {hex}", layer.number, layer.of);
+    let place = format!(
+        "layer {}/{} {}",
+        layer.number,
+        layer.of,
+        short(layer.digest)
+    );
     match &layer.platform {
         Some(platform) => format!("{place} ({platform})"),
         None => place,

@@ -60,6 +60,9 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// asked for anything stays.
 const SWEEP: Duration = Duration::from_secs(5);
 
+/// How long nothing must happen before the code is given back that the last thing needed.
+const QUIET: Duration = Duration::from_millis(50);
+
 #[derive(Debug)]
 struct Keeper {
     folder: Folder,
@@ -80,6 +83,8 @@ struct Keeper {
     killed: Option<&'static str>,
     sweep: Instant,
     used: bool,
+    /// Whether code was run since it was last given back.
+    stirred: bool,
 }
 
 /// What has something to say.
@@ -111,6 +116,7 @@ impl Keeper {
             killed: None,
             sweep: Instant::now() + SWEEP,
             used: false,
+            stirred: true,
         }
     }
 
@@ -123,7 +129,9 @@ impl Keeper {
             if self.is_idle() && self.has_nothing() {
                 return Ok(());
             }
-            for source in self.wait()? {
+            let awake = self.wait()?;
+            self.tidy(!awake.is_empty());
+            for source in awake {
                 match source {
                     Source::Signals => self.on_signal(),
                     Source::Notify => self.hear(),
@@ -134,6 +142,15 @@ impl Keeper {
             }
             self.connections.retain(|connection| connection.open);
         }
+    }
+
+    /// Gives code back once nothing happens any more: what a burst needed is not held for ever, and a burst
+    /// does not read it again at each step.
+    fn tidy(&mut self, stirred: bool) {
+        if self.stirred && !stirred {
+            memory::forget_code();
+        }
+        self.stirred = stirred;
     }
 
     fn is_idle(&self) -> bool {
@@ -164,6 +181,10 @@ impl Keeper {
         let mut until = self.course.deadline();
         if self.is_idle() {
             until = Some(self.sweep);
+        }
+        if self.stirred {
+            let quiet = Instant::now() + QUIET;
+            until = Some(until.map_or(quiet, |until| until.min(quiet)));
         }
         let left = until.map(|until| until.saturating_duration_since(Instant::now()));
         let left = left.and_then(|left| Timespec::try_from(left).ok());

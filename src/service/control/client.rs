@@ -1,17 +1,13 @@
 //! Who asks a daemon through its control API.
 
-use std::io;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::net::UnixStream;
-use tonic::codegen::Service;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::generated::control_client::ControlClient;
+use crate::containerd::UnixSocket;
 use crate::report::api;
 use crate::service::MAX_MESSAGE;
 
@@ -53,14 +49,8 @@ impl Client {
             socket: socket.to_owned(),
             why,
         };
-        // Asked first by itself: what tonic says of a refused connection is of no use.
-        let probe = UnixStream::connect(socket).await;
-        drop(probe.map_err(|error| unreachable(error.to_string()))?);
-        let channel = Endpoint::from_static("http://crfs")
-            .timeout(PATIENCE)
-            .connect_with_connector(Connector(socket.to_owned()))
-            .await
-            .map_err(|error| unreachable(error.to_string()))?;
+        let connecting = UnixSocket::new(socket).within(PATIENCE).connect();
+        let channel = connecting.await.map_err(unreachable)?;
         Ok(Self {
             socket: socket.to_owned(),
             client: ControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
@@ -99,23 +89,5 @@ impl Client {
             Code::Unimplemented => Error::Older(self.socket.clone()),
             _ => Error::Refused(status.message().to_owned()),
         }
-    }
-}
-
-/// Leads to a unix socket, whatever the address.
-struct Connector(PathBuf);
-
-impl Service<Uri> for Connector {
-    type Response = UnixStream;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<UnixStream>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Uri) -> Self::Future {
-        let path = self.0.clone();
-        Box::pin(async move { UnixStream::connect(path).await })
     }
 }

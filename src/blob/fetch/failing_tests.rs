@@ -1,0 +1,76 @@
+//! Registries that fail or lie: who is told, what is kept, and that the next read starts afresh.
+
+use std::time::Duration;
+
+use super::fakes::{Fault, layer};
+use super::tests::{node, plain, quiet, read};
+use super::*;
+use crate::blob::map::ChunkId;
+use crate::blob::read::{ReadAt as _, ReadError};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failure_fails_its_readers_and_not_the_next_ones() {
+    let node = node(quiet(), 64 << 20);
+    let members = plain(4, 50_000);
+    let (source, map) = layer(&members);
+    let blob = node.blob(&source, map);
+    source.script.lock().faults = [Fault::Refuse, Fault::Break(20_000)].into();
+    for _ in 0..2 {
+        assert!(matches!(
+            read(&blob, 1).await,
+            Err(ReadError::Source { .. })
+        ));
+        tokio::time::sleep(super::flight::MEMORY).await;
+    }
+    assert!(read(&blob, 1).await.unwrap() == members[1][0]);
+    // What came before the break is not lost.
+    source.script.lock().faults = [Fault::Break(120_000)].into();
+    blob.will_read(2..4, 0..4);
+    assert!(read(&blob, 2).await.unwrap() == members[2][0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_of_another_layer_do_not_share_the_failure() {
+    let node = node(quiet(), 64 << 20);
+    let members = plain(1, 50_000);
+    let (bad, bad_map) = layer(&members);
+    let (good, good_map) = layer(&members);
+    bad.script.lock().always = Some(Fault::Refuse);
+    bad.script.lock().latency = Duration::from_millis(30);
+    let (leader, follower) = (node.blob(&bad, bad_map), node.blob(&good, good_map));
+    let (first, second) = tokio::join!(read(&leader, 0), read(&follower, 0));
+    assert!(first.is_err());
+    assert!(second.unwrap() == members[0][0]);
+    assert_eq!((bad.asked().len(), good.asked().len()), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_content_is_fetched_again_a_few_times_and_never_kept() {
+    let node = node(
+        Config {
+            corrupt_retries: 2,
+            ..quiet()
+        },
+        64 << 20,
+    );
+    let members = plain(2, 50_000);
+    let (source, map) = layer(&members);
+    let blob = node.blob(&source, map);
+    source.script.lock().faults = [Fault::Garble, Fault::Garble].into();
+    assert!(read(&blob, 0).await.unwrap() == members[0][0]);
+    assert_eq!(source.asked().len(), 3);
+    source.script.lock().always = Some(Fault::Garble);
+    assert!(matches!(
+        read(&blob, 1).await,
+        Err(ReadError::Corrupt { attempts: 3, .. })
+    ));
+    assert_eq!(source.asked().len(), 6);
+    assert_eq!(blob.stats().corrupt, 5);
+    assert!(!blob.try_read(ChunkId(1), 0, &mut [0; 8]).unwrap());
+    source.script.lock().always = None;
+    tokio::time::sleep(super::flight::MEMORY).await;
+    assert!(
+        read(&blob, 1).await.unwrap() == members[1][0],
+        "the next read starts afresh"
+    );
+}
