@@ -39,7 +39,8 @@ case ${1:-} in
 esac
 fetch_zig
 cd "$project"
-cargo build --release --lib >&2
+# Below another cargo this variable is set, and would have everything compiled once more.
+env -u CARGO_MANIFEST_DIR cargo build --release --lib >&2
 portable=$target/portable
 mkdir -p "$portable"
 machine=$(rustc -vV | sed -n 's/^host: \([^-]*\)-.*/\1/p')
