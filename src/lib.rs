@@ -7,6 +7,9 @@
 //! Modules have ranks, lowest first in the list below; a module names only modules of lower rank.
 //! `integration/tidy.rs` holds the tree to that.
 
+// Printing this way panics once nobody reads any more; `cli::out` does not.
+#![cfg_attr(not(test), deny(clippy::print_stdout))]
+
 pub mod oci;
 
 pub mod containerd;

@@ -47,6 +47,28 @@ fn refused(arguments: &[&str], code: i32, words: &[&str]) {
     }
 }
 
+/// `crfs status | head`: also a reader that has left before the first line.
+#[test]
+fn an_output_that_nobody_reads_is_no_failure() {
+    let root = TempDir::new().unwrap();
+    let root = root.path().to_str().unwrap();
+    for (arguments, code) in [
+        (&["config", "show"][..], 0),
+        (&["status", "--root", root], 3),
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(CRFS);
+        let done = command.args(arguments).stdout(writer).output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(
+            (done.status.code(), &*said),
+            (Some(code), ""),
+            "{arguments:?}"
+        );
+    }
+}
+
 #[test]
 fn every_subcommand_explains_itself() {
     for name in [

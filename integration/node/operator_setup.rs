@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use crate::bed::{Bed, CRFS};
+use crate::pull::has_no_old_containerd;
 
 /// A bed whose containerd knows nothing of crfs, and what `crfs setup` has to be told of it.
 struct Node {
@@ -14,8 +15,8 @@ struct Node {
 }
 
 impl Node {
-    fn up() -> Self {
-        let mut bed = Bed::up("[cri]\ncontainerd = \"{node}/containerd.sock\"\n", &[]);
+    fn up(options: &[&str]) -> Self {
+        let mut bed = Bed::up("[cri]\ncontainerd = \"{node}/containerd.sock\"\n", options);
         let main = bed.folder().join("node/containerd.toml");
         let text = fs::read_to_string(&main).unwrap();
         let before = text.split_once("[proxy_plugins.crfs]").unwrap().0;
@@ -65,7 +66,7 @@ impl Node {
 
 #[test]
 fn containerd_is_told_of_crfs_and_the_set_up_is_tried_and_taken_back() {
-    let mut node = Node::up();
+    let mut node = Node::up(&[]);
     let before = fs::read_to_string(&node.main).unwrap();
     let drop_in = node.main.with_file_name("conf.d").join("crfs.toml");
     let (code, text) = node.setup(&["--verify"]);
@@ -105,6 +106,17 @@ fn containerd_is_told_of_crfs_and_the_set_up_is_tried_and_taken_back() {
         "{text}"
     );
 
+    // So does a trial that fails: this containerd was not restarted and does not know crfs.
+    let (code, text) = node.setup(&["--restart", "true"]);
+    assert!(
+        code == 1 && text.contains("all changes were taken back"),
+        "{text}"
+    );
+    assert!(
+        !drop_in.exists() && fs::read_to_string(&node.main).unwrap() == before,
+        "{text}"
+    );
+
     let (code, text) = node.setup(&["--no-restart"]);
     assert!(code == 0 && text.contains("restart containerd"), "{text}");
     node.restart();
@@ -135,5 +147,33 @@ fn containerd_is_told_of_crfs_and_the_set_up_is_tried_and_taken_back() {
     let (code, text) = node.setup(&["--undo", "--no-restart"]);
     assert_eq!(code, 0, "{text}");
     assert!(!drop_in.exists() && fs::read_to_string(&node.main).unwrap() == before);
+    node.restart();
+}
+
+#[test]
+fn an_older_containerd_is_told_and_tried_by_a_pull_of_our_own() {
+    if has_no_old_containerd() {
+        return;
+    }
+    let mut node = Node::up(&["--containerd", "1.7"]);
+    let before = fs::read_to_string(&node.main).unwrap();
+    let (code, diff) = node.setup(&["--dry-run"]);
+    assert!(
+        code == 0 && diff.contains("+[proxy_plugins.crfs]") && !diff.contains("unpack_config"),
+        "{diff}"
+    );
+    let (code, text) = node.setup(&["--no-restart"]);
+    assert_eq!(code, 0, "{text}");
+    node.restart();
+    let (code, text) = node.setup(&["--verify"]);
+    assert!(
+        code == 0 && text.contains("pulled lazily by crfs pull and read"),
+        "{text}"
+    );
+    let images = ["--namespace", "crfs-setup", "image", "ls", "-q"];
+    assert!(!node.bed.ctr(&images).contains("crfs-setup"));
+    let (code, text) = node.setup(&["--undo", "--no-restart"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(fs::read_to_string(&node.main).unwrap() == before);
     node.restart();
 }

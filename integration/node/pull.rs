@@ -100,7 +100,7 @@ fn bytes_of(bed: &Bed, image: &Image) -> Vec<u64> {
         .collect()
 }
 
-fn has_no_old_containerd() -> bool {
+pub fn has_no_old_containerd() -> bool {
     let missing = std::env::var_os("CRFS_NO_CONTAINERD_17").is_some();
     if missing {
         println!("skipped: no containerd 1.7 could be had");

@@ -1,6 +1,5 @@
 //! `crfs complete`: what a lazy pull has left out of an image.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -9,6 +8,7 @@ use serde::Serialize;
 
 use crate::cli::Outcome;
 use crate::cli::ask::json;
+use crate::cli::out;
 use crate::cli::pull::{Node, progress};
 use crate::oci::Platform;
 use crate::pull::{Completed, Completer, Which};
@@ -74,7 +74,7 @@ pub(super) fn run(args: Args) -> Outcome {
         true => json(&report)?,
         false => said(&report),
     };
-    std::io::stdout().write_all(line.as_bytes())?;
+    out::print(format_args!("{line}"))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::cli::Outcome;
+use crate::cli::out;
 use crate::config::Config;
 
 /// Check the configuration, or print all of it
@@ -41,11 +42,16 @@ pub(super) fn run(args: Args) -> Outcome {
             Config::load(file.as_deref())?.check()?;
             let file = file.as_deref().unwrap_or(Config::default_file());
             match file.exists() {
-                true => println!("{} is all right", file.display()),
-                false => println!("there is no {}, every key has its default", file.display()),
+                true => out::line(format_args!("{} is all right", file.display()))?,
+                false => out::line(format_args!(
+                    "there is no {}, every key has its default",
+                    file.display()
+                ))?,
             }
         }
-        What::Show(File { file }) => print!("{}", Config::load(file.as_deref())?.text()),
+        What::Show(File { file }) => {
+            out::print(format_args!("{}", Config::load(file.as_deref())?.text()))?
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

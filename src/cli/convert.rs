@@ -2,7 +2,6 @@
 
 mod progress;
 
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -10,6 +9,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use crate::cli::out;
 use crate::config::Config;
 use crate::convert::{Converter, Location, Summary};
 use crate::registry::{Client, DockerConfig};
@@ -89,6 +89,6 @@ pub(super) fn run(args: Args) -> super::Outcome {
         true => serde_json::to_string_pretty(&report)?,
         false => format!("{} {}", report.destination, report.summary.digest),
     };
-    writeln!(std::io::stdout(), "{line}")?;
+    out::line(format_args!("{line}"))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use crate::cli::Outcome;
 use crate::cli::ask::{Which, json};
+use crate::cli::out;
 use crate::oci::Reference;
 use crate::setup::containerd::FILE;
 use crate::setup::doctor::{Finding, Subject, Verdict, examine};
@@ -54,10 +55,12 @@ pub(super) fn run(args: Args) -> Outcome {
         .build()?;
     let findings = runtime.block_on(examine(&subject));
     match args.json {
-        true => print!("{}", json(&findings)?),
-        false => findings
-            .iter()
-            .for_each(|finding| print!("{}", text(finding))),
+        true => out::print(format_args!("{}", json(&findings)?))?,
+        false => {
+            for finding in &findings {
+                out::print(format_args!("{}", text(finding)))?;
+            }
+        }
     }
     let failed = findings
         .iter()

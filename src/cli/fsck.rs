@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use crate::cli::Outcome;
+use crate::cli::out;
 use crate::cli::place::Place;
 use crate::snapshotter::{Finding, Report, Severity, fsck};
 
@@ -28,9 +29,9 @@ pub(super) fn run(args: Args) -> Outcome {
     let root = args.place.root()?;
     let report = fsck(&root, args.repair)?;
     for finding in &report.findings {
-        println!("{}", line(finding));
+        out::line(format_args!("{}", line(finding)))?;
     }
-    println!("{}", summary(&report));
+    out::line(format_args!("{}", summary(&report)))?;
     let is_bad = |finding: &Finding| finding.severity > Severity::Note;
     let unrepaired = !report.repaired && report.findings.iter().any(is_bad);
     Ok(ExitCode::from(u8::from(unrepaired)))

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use crate::cli::Outcome;
 use crate::cli::ask::{Which, json};
+use crate::cli::out;
 use crate::cli::table::{Table, bytes, short, span};
 use crate::report::api;
 
@@ -30,9 +31,9 @@ pub(super) fn run(args: Args) -> Outcome {
         .which
         .ask(|mut client| async move { client.layers().await })?;
     match (args.json, reply.layers.is_empty()) {
-        (true, _) => print!("{}", json(&reply)?),
-        (false, true) => println!("no lazy layer is on this node"),
-        (false, false) => print!("{}", text(&reply)),
+        (true, _) => out::print(format_args!("{}", json(&reply)?))?,
+        (false, true) => out::line(format_args!("no lazy layer is on this node"))?,
+        (false, false) => out::print(format_args!("{}", text(&reply)))?,
     }
     Ok(ExitCode::SUCCESS)
 }

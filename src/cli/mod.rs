@@ -13,6 +13,7 @@ mod doctor;
 mod fsck;
 mod layers;
 mod mount;
+mod out;
 mod place;
 mod profile;
 mod progress;

@@ -2,13 +2,13 @@
 //!
 //! A line is a path, a tab, and the first and last byte of what is read of it, as in an HTTP `Range`.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
 use crate::cli::Outcome;
+use crate::cli::out;
 use crate::cli::place::Place;
 use crate::layer::profile::{Folder, Image, Profile};
 use crate::oci::{Asked, Digest};
@@ -83,7 +83,7 @@ pub(super) fn run(args: Args) -> Outcome {
     if text.is_empty() && args.image.is_none() {
         text = format!("no start was recorded in {} yet\n", root.display());
     }
-    std::io::stdout().write_all(text.as_bytes())?;
+    out::print(format_args!("{text}"))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -2,7 +2,6 @@
 
 pub(super) mod progress;
 
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,6 +12,7 @@ use serde::Serialize;
 
 use crate::cli::Outcome;
 use crate::cli::ask::json;
+use crate::cli::out;
 use crate::config::Config;
 use crate::containerd::{self, Containerd};
 use crate::oci::{Platform, Reference};
@@ -120,7 +120,7 @@ pub(super) fn run(args: Args) -> Outcome {
         true => json(&report)?,
         false => said(&report),
     };
-    std::io::stdout().write_all(line.as_bytes())?;
+    out::print(format_args!("{line}"))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -5,6 +5,8 @@ use std::process::{Command, ExitCode};
 
 use crate::cli::Outcome;
 use crate::cli::ask::Which;
+use crate::cli::out;
+use crate::oci::Platform;
 use crate::setup::apply::{self, JOURNAL};
 use crate::setup::containerd::FILE;
 use crate::setup::plan::{self, Wish};
@@ -64,7 +66,7 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> Outcome {
     if args.undo {
         for path in apply::undo(&args.journal)? {
-            println!("{} is as it was", path.display());
+            out::line(format_args!("{} is as it was", path.display()))?;
         }
         args.restart()?;
         return Ok(ExitCode::SUCCESS);
@@ -80,25 +82,30 @@ pub(super) fn run(args: Args) -> Outcome {
         address: trial.crfs.clone(),
         root,
         cri: args.cri,
-        platform: trial.platform.clone(),
+        platform: trial.platform.to_string(),
     };
     let edits = plan::plan(&wish)?;
     if edits.is_empty() {
-        println!("{} says all that it should", wish.file.display());
+        out::line(format_args!(
+            "{} says all that it should",
+            wish.file.display()
+        ))?;
         return match args.dry_run || args.no_restart {
             true => Ok(ExitCode::SUCCESS),
             false => args.try_it(&trial),
         };
     }
     for edit in &edits {
-        print!("{edit}");
+        out::print(format_args!("{edit}"))?;
     }
     if args.dry_run {
         return Ok(ExitCode::SUCCESS);
     }
     apply::apply(&edits, &args.journal)?;
     if args.no_restart {
-        println!("written; restart containerd, then crfs setup --verify tries it");
+        out::line(format_args!(
+            "written; restart containerd, then crfs setup --verify tries it"
+        ))?;
         return Ok(ExitCode::SUCCESS);
     }
     let tried = args.restart().and_then(|()| args.try_it(&trial));
@@ -112,29 +119,24 @@ pub(super) fn run(args: Args) -> Outcome {
 impl Args {
     fn trial(&self) -> Result<Trial, Box<dyn std::error::Error>> {
         let (_, crfs) = self.which.find()?;
-        let arch = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        };
         Ok(Trial {
             ctr: self.ctr.clone(),
             containerd: self.which.load()?.cri.containerd,
             crfs,
             version: version(&self.containerd)?,
-            platform: format!("linux/{arch}"),
+            platform: Platform::this_machine(),
         })
     }
 
     fn try_it(&self, trial: &Trial) -> Outcome {
         let runtime = tokio::runtime::Runtime::new()?;
-        println!("{}", runtime.block_on(verify::verify(trial))?);
+        out::line(format_args!("{}", runtime.block_on(verify::verify(trial))?))?;
         Ok(ExitCode::SUCCESS)
     }
 
     fn restart(&self) -> Result<(), Box<dyn std::error::Error>> {
         if self.no_restart {
-            println!("restart containerd for it to hold");
+            out::line(format_args!("restart containerd for it to hold"))?;
             return Ok(());
         }
         let done = Command::new("sh").args(["-c", &self.restart]).status()?;

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::cli::Outcome;
 use crate::cli::ask::{Which, ask, json};
+use crate::cli::out;
 use crate::cli::table::{bytes, short, span};
 use crate::daemon;
 use crate::report::api;
@@ -69,19 +70,19 @@ pub(super) fn run(args: Args) -> Outcome {
             status,
             error,
         };
-        print!("{}", json(&report)?);
+        out::print(format_args!("{}", json(&report)?))?;
     } else {
         for (key, value) in keeper {
-            print!("{}", line(&key.replace('_', " "), value));
+            out::print(format_args!("{}", line(&key.replace('_', " "), value)))?;
         }
         if let Some(error) = error {
-            print!("{}", line("daemon", &error));
+            out::print(format_args!("{}", line("daemon", &error)))?;
         }
         if let Some(status) = &status {
-            print!("{}", text(status));
+            out::print(format_args!("{}", text(status)))?;
         }
         if !running {
-            println!("no daemon runs for {}", root.display());
+            out::line(format_args!("no daemon runs for {}", root.display()))?;
         }
     }
     Ok(if running {

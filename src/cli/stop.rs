@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use crate::cli::Outcome;
+use crate::cli::out;
 use crate::cli::place::Place;
 use crate::daemon::{self, Stopped};
 
@@ -27,8 +28,8 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> Outcome {
     let root = args.place.root()?;
     match daemon::stop(&root, args.force)? {
-        Stopped::Now => println!("stopped {}", root.display()),
-        Stopped::Before => println!("no daemon runs for {}", root.display()),
+        Stopped::Now => out::line(format_args!("stopped {}", root.display()))?,
+        Stopped::Before => out::line(format_args!("no daemon runs for {}", root.display()))?,
     }
     Ok(ExitCode::SUCCESS)
 }

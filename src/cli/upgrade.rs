@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::cli::Outcome;
+use crate::cli::out;
 use crate::cli::place::Place;
 use crate::daemon;
 
@@ -34,6 +35,10 @@ pub(super) fn run(args: Args) -> Outcome {
         None => std::env::current_exe()?,
     };
     daemon::upgrade(&root, &program)?;
-    println!("{} serves {}", program.display(), root.display());
+    out::line(format_args!(
+        "{} serves {}",
+        program.display(),
+        root.display()
+    ))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use crate::cli::Outcome;
 use crate::cli::ask::{Which, json};
+use crate::cli::out;
 use crate::cli::table::{Table, bytes, short};
 use crate::report::api;
 
@@ -35,9 +36,9 @@ pub(super) fn run(args: Args) -> Outcome {
         .which
         .ask(|mut client| async move { client.why(image).await })?;
     match (args.json, reply.images.is_empty()) {
-        (true, _) => print!("{}", json(&reply)?),
-        (false, true) => println!("no image is on this node"),
-        (false, false) => print!("{}", text(&reply)),
+        (true, _) => out::print(format_args!("{}", json(&reply)?))?,
+        (false, true) => out::line(format_args!("no image is on this node"))?,
+        (false, false) => out::print(format_args!("{}", text(&reply)))?,
     }
     let all_lazy = reply
         .images

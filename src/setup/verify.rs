@@ -1,13 +1,18 @@
-//! Tries a set-up: a tiny image is pulled by containerd through crfs, found lazy, and read.
+//! Tries a set-up: a tiny image is pulled into containerd through crfs, found lazy, and read.
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::process::Command;
 
+use crate::containerd::{self, Containerd};
 use crate::convert;
 use crate::layer::Reason;
+use crate::oci::{Platform, Reference, ReferenceError};
+use crate::pull::{self, Puller};
+use crate::registry::{self, Anonymous};
 use crate::report::api;
 use crate::service::control::{self, Client};
 use crate::setup::sample::{self, Registry};
@@ -30,8 +35,8 @@ pub struct Trial {
     pub crfs: PathBuf,
     /// containerd's version: major and minor.
     pub version: (u32, u32),
-    /// The platform, as containerd names it.
-    pub platform: String,
+    /// The platform of containers here.
+    pub platform: Platform,
 }
 
 /// Why a set-up does not work.
@@ -54,6 +59,12 @@ pub enum Error {
         /// What it said.
         why: String,
     },
+    /// containerd's socket does not answer.
+    #[error(transparent)]
+    Containerd(#[from] containerd::Error),
+    /// crfs cannot pull into containerd.
+    #[error(transparent)]
+    Pull(#[from] pull::Error),
     /// It was pulled, but unpacked.
     #[error("the image was pulled but is not lazy ({reason}): {why}. To mend it: {remedy}")]
     NotLazy {
@@ -79,20 +90,21 @@ pub async fn verify(trial: &Trial) -> Result<&'static str, Error> {
     trial
         .ctr(&["snapshots", "--snapshotter", "crfs", "ls"])
         .await?;
-    if trial.version < (2, 1) {
-        return Ok(
-            "containerd reaches crfs; its ctr (before 2.1) cannot pull lazily, crfs pull and pods can",
-        );
-    }
     let folder = tempfile::TempDir::with_prefix("crfs-setup-").map_err(Error::Registry)?;
-    let layout = sample::make(folder.path(), &trial.platform).await?;
+    let layout = sample::make(folder.path(), &trial.platform.to_string()).await?;
     let registry = Registry::start(layout).await.map_err(Error::Registry)?;
     let image = registry.image();
     let tried = try_image(trial, &mut client, &image, folder.path()).await;
     // Also of what failed half-way nothing is to stay.
     let _ = trial.ctr(&["image", "rm", "--sync", &image]).await;
     let _ = trial.ctr(&["namespace", "rm", NAMESPACE]).await;
-    tried.map(|()| "an image was pulled lazily and read")
+    tried?;
+    Ok(match trial.pulls() {
+        true => "an image was pulled lazily and read",
+        false => {
+            "an image was pulled lazily by crfs pull and read (the ctr of a containerd before 2.1 cannot, pods can)"
+        }
+    })
 }
 
 async fn try_image(
@@ -101,19 +113,8 @@ async fn try_image(
     image: &str,
     folder: &Path,
 ) -> Result<(), Error> {
-    let platform = trial.platform.as_str();
-    let pull = [
-        "image",
-        "pull",
-        "--plain-http",
-        "--snapshotter",
-        "crfs",
-        "--platform",
-        platform,
-        image,
-    ];
     let before = client.status().await?;
-    trial.ctr(&pull).await?;
+    trial.pull(image).await?;
     let told = client.why(image.to_owned()).await?;
     let layers = told
         .images
@@ -174,6 +175,32 @@ fn new_reason(before: &api::StatusReply, after: &api::StatusReply) -> Option<Rea
 }
 
 impl Trial {
+    /// Whether containerd's own client can pull lazily.
+    fn pulls(&self) -> bool {
+        self.version >= (2, 1)
+    }
+
+    async fn pull(&self, image: &str) -> Result<(), Error> {
+        if self.pulls() {
+            let platform = self.platform.to_string();
+            let pull = ["image", "pull", "--plain-http", "--snapshotter", "crfs"];
+            let arguments = [&pull[..], &["--platform", &platform, image]].concat();
+            return self.ctr(&arguments).await.map(drop);
+        }
+        let name: Reference = image
+            .parse()
+            .map_err(|error: ReferenceError| Error::Content(error.to_string()))?;
+        let puller = Puller {
+            containerd: Containerd::connect(&self.containerd, NAMESPACE).await?,
+            client: registry::Client::new(registry::Config::default(), Arc::new(Anonymous)),
+            snapshotter: "crfs".to_owned(),
+            platform: self.platform.clone(),
+            progress: Arc::new(pull::Silent),
+        };
+        puller.pull(&name).await?;
+        Ok(())
+    }
+
     async fn wait(&self) -> Result<(), Error> {
         let began = std::time::Instant::now();
         loop {
