@@ -69,25 +69,8 @@ node_containerd_config() {
 	platform=linux/$(dpkg --print-architecture)
 	[ "$containerd_line" = 2 ] || { node_containerd_old_config; return; }
 	[ -z "$node_cri" ] || cri=''
+	node_containerd_common 3 "$cri \"io.containerd.snapshotter.v1.erofs\","
 	cat <<-TOML
-		version = 3
-		root = "$node_folder/containerd"
-		state = "$node_folder/run"
-		disabled_plugins = [
-		  $cri
-		  "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.btrfs",
-		  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.erofs",
-		  "io.containerd.snapshotter.v1.zfs", "io.containerd.tracing.processor.v1.otlp",
-		]
-		[grpc]
-		  address = "$node_socket"
-		[plugins."io.containerd.nri.v1.nri"]
-		  disable = true
-		[plugins."io.containerd.internal.v1.opt"]
-		  path = "$node_folder/opt"
-		[proxy_plugins.crfs]
-		  type = "snapshot"
-		  address = "$crfs_socket"
 		  [proxy_plugins.crfs.exports]
 		    root = "$crfs_root"
 		    enable_remote_snapshot_annotations = "true"
@@ -108,13 +91,19 @@ node_containerd_config() {
 # node_containerd_old_config: for containerd 1.7, which has no transfer service that unpacks to a plugin.
 node_containerd_old_config() {
 	[ -z "$node_cri" ] || die "the bed has the CRI of the newest containerd only"
+	node_containerd_common 2 '"io.containerd.grpc.v1.cri",'
+}
+
+# node_containerd_common VERSION PLUGINS: what both have; PLUGINS are further ones that are not wanted, each with a comma.
+node_containerd_common() {
 	cat <<-TOML
-		version = 2
+		version = $1
 		root = "$node_folder/containerd"
 		state = "$node_folder/run"
 		disabled_plugins = [
-		  "io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.btrfs",
-		  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.tracing.processor.v1.otlp",
+		  $2
+		  "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
+		  "io.containerd.snapshotter.v1.zfs", "io.containerd.tracing.processor.v1.otlp",
 		]
 		[grpc]
 		  address = "$node_socket"

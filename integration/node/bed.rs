@@ -64,6 +64,13 @@ impl Bed {
             .unwrap_or_else(|| panic!("the bed has no {key}"))
     }
 
+    /// The real `ctr`, beside which the rest of containerd is: [`Self::ctr`] runs a script that names it.
+    pub fn real_ctr(&self) -> PathBuf {
+        let script = fs::read_to_string(self.value("CTR")).unwrap();
+        let mut words = script.split('\'');
+        words.find(|word| word.ends_with("/ctr")).unwrap().into()
+    }
+
     /// The registry as crfs sees it: `127.0.0.1:PORT`, behind the counting relay.
     pub fn registry(&self) -> &str {
         self.value("REGISTRY")

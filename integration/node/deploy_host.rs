@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
 use crate::bed::Bed;
@@ -58,10 +58,7 @@ impl Host {
 
     /// Starts the bed's containerd on the host, with no configuration at all.
     pub fn start_containerd(&self, bed: &Bed) {
-        // The bed's `ctr` is a script that names the real one, beside which the others are.
-        let script = fs::read_to_string(bed.value("CTR")).unwrap();
-        let mut words = script.split('\'');
-        let ctr = Path::new(words.find(|word| word.ends_with("/ctr")).unwrap());
+        let ctr = bed.real_ctr();
         for name in ["containerd", "ctr", "containerd-shim-runc-v2"] {
             let to = self.path("/usr/local/bin").join(name);
             fs::copy(ctr.with_file_name(name), to).unwrap();

@@ -23,21 +23,15 @@ impl Node {
         fs::write(&main, before).unwrap();
         bed.tell("containerd stop");
         bed.tell("containerd start");
-        // The bed's `ctr` is a script that names the real one, beside which containerd is.
-        let script = fs::read_to_string(bed.value("CTR")).unwrap();
-        let ctr = script
-            .split('\'')
-            .find(|word| word.ends_with("/ctr"))
-            .unwrap();
-        let containerd = ctr.strip_suffix("ctr").unwrap().to_owned() + "containerd";
+        let ctr = bed.real_ctr();
         let path = |path: PathBuf| path.to_str().unwrap().to_owned();
         let flags = [
             "--containerd-config".to_owned(),
             path(main.clone()),
             "--containerd".to_owned(),
-            containerd,
+            path(ctr.with_file_name("containerd")),
             "--ctr".to_owned(),
-            ctr.to_owned(),
+            path(ctr),
             "--journal".to_owned(),
             path(bed.folder().join("etc/setup.json")),
             "--config".to_owned(),

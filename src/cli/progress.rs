@@ -101,5 +101,5 @@ impl Row {
 
 /// A digest as people compare it.
 pub(super) fn short(digest: Digest) -> String {
-    digest.hex().chars().take(SHORT).collect()
+    digest.start(SHORT)
 }

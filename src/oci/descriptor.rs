@@ -254,14 +254,12 @@ impl Index {
         self.manifests.iter().find(ours)
     }
 
-    /// The manifests for a platform, those whose variant is the one asked for first.
+    /// The manifest for a platform: the first whose variant is the one asked for, else the first that serves.
     #[must_use]
-    pub fn for_platform(&self, asked: &Platform) -> Vec<&Descriptor> {
+    pub fn for_platform(&self, asked: &Platform) -> Option<&Descriptor> {
         let fits = |d: &&Descriptor| d.platform.as_ref().is_some_and(|own| own.serves(asked));
-        let mut fitting: Vec<_> = self.manifests.iter().filter(fits).collect();
         let other = |d: &&Descriptor| d.platform.as_ref().is_none_or(|own| !own.is_exactly(asked));
-        fitting.sort_by_key(other);
-        fitting
+        self.manifests.iter().filter(fits).min_by_key(other)
     }
 }
 

@@ -43,6 +43,12 @@ impl Digest {
         &self.0
     }
 
+    /// The first of its hex digits, at most 64: enough to tell a few things apart by.
+    #[must_use]
+    pub fn start(&self, digits: usize) -> String {
+        self.hex().chars().take(digits).collect()
+    }
+
     /// The 64 hex digits without the algorithm: safe as a file name.
     #[must_use]
     pub fn hex(&self) -> String {

@@ -9,15 +9,12 @@ use futures::future::{BoxFuture, FutureExt as _};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Serialize;
 
-use super::image::{self, Content};
+use super::image::{self, Content, MAX_DEPTH};
 use super::store::{self, SOURCE, Store};
-use super::{AT_ONCE, Error, Info, LEASE, Outcome, Progress, Report, Stage, short};
+use super::{AT_ONCE, Error, Info, LEASE, NAMED, Outcome, Progress, Report, Stage};
 use crate::containerd::Containerd;
 use crate::oci::{Descriptor, Digest, Index, Manifest, Platform, Reference};
 use crate::registry::Client;
-
-/// Indexes within indexes are followed so far.
-const MAX_DEPTH: usize = 4;
 
 /// Which images of an index are meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,12 +54,6 @@ pub struct Completed {
     pub bytes: u64,
 }
 
-/// The manifests of an image, and whose labels have to lead to what.
-#[derive(Default)]
-struct Tree {
-    manifests: Vec<(Digest, Manifest)>,
-}
-
 impl Completer {
     /// Fetches what is missing of an image. When this returns nothing is, and garbage collection keeps
     /// all of it as long as the image has its name.
@@ -81,7 +72,10 @@ impl Completer {
         })?;
         let root = image.target;
         let source = self.source(&image.name, root.digest).await?;
-        let purpose = format!("crfs-complete-{}", short(Digest::of(image.name.as_bytes())));
+        let purpose = format!(
+            "crfs-complete-{}",
+            Digest::of(image.name.as_bytes()).start(NAMED)
+        );
         let lease = self.containerd.lease(&purpose, LEASE).await?;
         let store = Store::new(lease, self.client.clone(), source);
         let completed = self.complete_root(&store, &image.name, &root).await;
@@ -94,10 +88,10 @@ impl Completer {
         name: &str,
         root: &Descriptor,
     ) -> Result<Completed, Error> {
-        let mut tree = Tree::default();
-        self.walk(store, root, 0, &mut tree).await?;
+        let mut manifests = Vec::new();
+        self.walk(store, root, 0, &mut manifests).await?;
         let mut blobs = HashMap::new();
-        for (_, manifest) in &tree.manifests {
+        for manifest in &manifests {
             let of = manifest.layers.len();
             let all = std::iter::once(&manifest.config).chain(&manifest.layers);
             for (number, blob) in all.enumerate() {
@@ -115,9 +109,6 @@ impl Completer {
             self.blob(store, blob, info)
         });
         let fetched: Vec<Option<Report>> = fetches.buffer_unordered(AT_ONCE).try_collect().await?;
-        for (digest, manifest) in &tree.manifests {
-            store.refer(*digest, &image::children(manifest)).await?;
-        }
         Ok(Completed {
             image: name.to_owned(),
             digest: root.digest,
@@ -127,13 +118,14 @@ impl Completer {
         })
     }
 
-    /// Finds the manifests that are meant, and stores them and all above them.
+    /// Finds the manifests that are meant, and stores them and all above them; their labels lead to all that
+    /// belongs to them, also to what is still missing.
     fn walk<'a>(
         &'a self,
         store: &'a Store,
         at: &'a Descriptor,
         depth: usize,
-        tree: &'a mut Tree,
+        manifests: &'a mut Vec<Manifest>,
     ) -> BoxFuture<'a, Result<(), Error>> {
         async move {
             if depth >= MAX_DEPTH {
@@ -144,14 +136,14 @@ impl Completer {
                 Content::Manifest(manifest) => {
                     let children = image::children(manifest);
                     document.store(store, &children).await?;
-                    tree.manifests.push((document.digest, (**manifest).clone()));
+                    manifests.push((**manifest).clone());
                 }
                 Content::Index(index) => {
                     let meant = self.meant(index)?;
                     let children: Vec<_> = meant.iter().map(|one| ("m", one.digest)).collect();
                     document.store(store, &children).await?;
                     for one in meant {
-                        self.walk(store, one, depth + 1, tree).await?;
+                        self.walk(store, one, depth + 1, manifests).await?;
                     }
                 }
             }

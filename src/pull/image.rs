@@ -9,7 +9,7 @@ use crate::oci::{
 };
 
 /// Indexes within indexes are followed so far.
-const MAX_DEPTH: usize = 4;
+pub(super) const MAX_DEPTH: usize = 4;
 
 /// A parsed document.
 pub(super) struct Document {
@@ -113,8 +113,7 @@ pub(super) async fn resolve(
 
 /// The manifest of an index for a platform.
 pub(super) fn chosen<'a>(index: &'a Index, platform: &Platform) -> Result<&'a Descriptor, Error> {
-    let fitting = index.for_platform(platform);
-    fitting.into_iter().next().ok_or_else(|| {
+    index.for_platform(platform).ok_or_else(|| {
         let all = index.manifests.iter().filter_map(|d| d.platform.as_ref());
         Error::Platform {
             platform: platform.to_string(),

@@ -32,6 +32,8 @@ use store::Store;
 
 /// How long containerd keeps what an attempt has left that was not finished (as `ctr` has it).
 pub const LEASE: Duration = Duration::from_secs(24 * 3600);
+/// How many digits of a digest the name of a lease has.
+const NAMED: usize = 16;
 /// Blobs that are fetched at once.
 const AT_ONCE: usize = 3;
 
@@ -77,7 +79,7 @@ impl Puller {
             "{name} {} {} {}",
             root.digest, self.platform, self.snapshotter
         );
-        let purpose = format!("crfs-pull-{}", short(Digest::of(key.as_bytes())));
+        let purpose = format!("crfs-pull-{}", Digest::of(key.as_bytes()).start(NAMED));
         let lease = self.containerd.lease(&purpose, LEASE).await?;
         let store = Arc::new(Store::new(lease, self.client.clone(), name.clone()));
         let pulled = self.pull_root(&store, name, root).await;
@@ -110,9 +112,4 @@ impl Puller {
             fetched: store.fetched(),
         })
     }
-}
-
-/// Enough of a digest to tell things apart by.
-fn short(digest: Digest) -> String {
-    digest.hex().chars().take(16).collect()
 }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::convert::{self, Converter, LayoutSink, LayoutSource, Silent};
-use crate::oci::Digest;
+use crate::oci::{Digest, Platform};
 use crate::stargz::write::Options;
 
 /// The file in the image.
@@ -43,7 +43,7 @@ pub(super) fn content() -> Vec<u8> {
 ///
 /// # Errors
 /// The folder cannot be written.
-pub(super) async fn make(folder: &Path, platform: &str) -> Result<PathBuf, convert::Error> {
+pub(super) async fn make(folder: &Path, platform: &Platform) -> Result<PathBuf, convert::Error> {
     let (plain, lazy) = (folder.join("plain"), folder.join("lazy"));
     plain_layout(&plain, platform).map_err(|source| convert::Error::File {
         path: plain.clone(),
@@ -60,7 +60,7 @@ pub(super) async fn make(folder: &Path, platform: &str) -> Result<PathBuf, conve
 }
 
 /// The image as one plain tar.
-fn plain_layout(out: &Path, platform: &str) -> io::Result<()> {
+fn plain_layout(out: &Path, platform: &Platform) -> io::Result<()> {
     let blobs = out.join("blobs/sha256");
     std::fs::create_dir_all(&blobs)?;
     let add = |bytes: &[u8], kind: &str| -> io::Result<Value> {
@@ -70,9 +70,8 @@ fn plain_layout(out: &Path, platform: &str) -> io::Result<()> {
     };
     let tar = tar();
     let layer = add(&tar, "application/vnd.oci.image.layer.v1.tar")?;
-    let (os, arch) = platform.split_once('/').unwrap_or(("linux", platform));
     let config = json!({
-        "architecture": arch, "os": os, "config": {},
+        "architecture": platform.architecture, "os": platform.os, "config": {},
         "rootfs": { "type": "layers", "diff_ids": [Digest::of(&tar).to_string()] },
     });
     let config = add(
@@ -273,7 +272,9 @@ mod tests {
     #[tokio::test]
     async fn the_image_can_be_lazy_and_its_file_is_in_it() {
         let folder = tempfile::tempdir().unwrap();
-        let layout = make(folder.path(), "linux/amd64").await.unwrap();
+        let layout = make(folder.path(), &"linux/amd64".parse().unwrap())
+            .await
+            .unwrap();
         let registry = Registry::start(layout).await.unwrap();
         let image = registry.image().parse().unwrap();
         let config = crate::registry::Config::default();

@@ -91,7 +91,7 @@ pub async fn verify(trial: &Trial) -> Result<&'static str, Error> {
         .ctr(&["snapshots", "--snapshotter", "crfs", "ls"])
         .await?;
     let folder = tempfile::TempDir::with_prefix("crfs-setup-").map_err(Error::Registry)?;
-    let layout = sample::make(folder.path(), &trial.platform.to_string()).await?;
+    let layout = sample::make(folder.path(), &trial.platform).await?;
     let registry = Registry::start(layout).await.map_err(Error::Registry)?;
     let image = registry.image();
     let tried = try_image(trial, &mut client, &image, folder.path()).await;

@@ -187,7 +187,9 @@ impl Layer {
         let offset = |member| self.map.member(MemberId(member)).map(|place| place.offset);
         let mut plan = self.plan.lock();
         if self.fetcher.config.background {
-            offset(member.0).inspect(|at| plan.follow.miss(member.0, *at));
+            if let Some(at) = offset(member.0) {
+                plan.follow.miss(member.0, at);
+            }
             return;
         }
         let most = self.fetcher.config.readahead.0;

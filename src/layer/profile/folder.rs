@@ -196,7 +196,7 @@ fn repository(image: &str) -> String {
     let parsed = image.parse::<Reference>();
     let name = parsed.map(|image| format!("{}/{}", image.host(), image.repository()));
     let digest = Digest::of(name.as_deref().unwrap_or(image).as_bytes());
-    digest.hex().chars().take(16).collect()
+    digest.start(16)
 }
 
 fn name(path: &Path) -> &str {
