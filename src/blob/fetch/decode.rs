@@ -22,19 +22,32 @@ const KEPT: usize = 8 << 20;
 /// Threads at most; above, the link is slower than they are.
 const MOST_THREADS: usize = 8;
 
+/// Priority of the threads that decode what nobody waits for: containers go before it.
+const BACKGROUND_NICE: i32 = 10;
+
 /// Members that were received as a whole.
 pub(super) struct Job {
     pub layer: Arc<Layer>,
     pub class: Class,
+    /// Whether a reader waits for one of them.
+    pub awaited: bool,
     /// Each with its compressed bytes in pieces.
     pub members: Vec<(u32, Vec<Bytes>)>,
     /// Their share of the memory budget, given back when the job is done.
     pub permits: Vec<OwnedSemaphorePermit>,
 }
 
+/// Whom a thread works for. Each has threads of its own, so that a reader never waits for the end of what nobody
+/// waits for, nor for a thread that the machine runs last.
+#[derive(Clone, Copy)]
+enum Kind {
+    Awaited,
+    Background,
+}
+
 #[derive(Default)]
 struct Queue {
-    /// Awaited, and the background's.
+    /// By [`Kind`].
     jobs: [VecDeque<Job>; 2],
     closed: bool,
 }
@@ -42,7 +55,7 @@ struct Queue {
 #[derive(Default)]
 struct Shared {
     queue: Mutex<Queue>,
-    more: Condvar,
+    more: [Condvar; 2],
 }
 
 /// The threads.
@@ -54,43 +67,68 @@ impl Pool {
     pub(super) fn new() -> Self {
         let shared = Arc::new(Shared::default());
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        for number in 0..cores.min(MOST_THREADS) {
-            let shared = Arc::clone(&shared);
-            let thread = std::thread::Builder::new().name(format!("decode-{number}"));
-            if let Err(error) = thread.spawn(move || Worker::default().run(&shared)) {
-                // With one thread less it is slower; with none nothing would be read.
-                tracing::error!(%error, number, "cannot start a decoding thread");
+        for (kind, name) in [(Kind::Awaited, "decode"), (Kind::Background, "decode-bg")] {
+            for number in 0..cores.min(MOST_THREADS) {
+                let shared = Arc::clone(&shared);
+                let thread = std::thread::Builder::new().name(format!("{name}-{number}"));
+                if let Err(error) = thread.spawn(move || Worker::default().run(kind, &shared)) {
+                    // With one thread less it is slower; with none nothing would be read.
+                    tracing::error!(%error, number, "cannot start a decoding thread");
+                }
             }
         }
         Self { shared }
     }
 
     pub(super) fn submit(&self, job: Job) {
-        let queue = usize::from(job.class == Class::Background);
-        self.shared.queue.lock().jobs[queue].push_back(job);
-        self.shared.more.notify_one();
+        let kind = match job.class == Class::Background && !job.awaited {
+            true => Kind::Background,
+            false => Kind::Awaited,
+        };
+        self.shared.queue.lock().jobs[kind as usize].push_back(job);
+        self.shared.more[kind as usize].notify_one();
+    }
+
+    /// A reader has come to wait for `member`: if it was received for the background, it is not kept waiting behind the rest.
+    pub(super) fn hurry(&self, layer: &Layer, member: u32) {
+        let mut queue = self.shared.queue.lock();
+        let [awaited, background] = &mut queue.jobs;
+        let is_in = |job: &Job| {
+            std::ptr::eq(&*job.layer, layer)
+                && job.members.iter().any(|(other, _)| *other == member)
+        };
+        if let Some(job) = background
+            .iter()
+            .position(is_in)
+            .and_then(|at| background.remove(at))
+        {
+            awaited.push_back(job);
+            self.shared.more[Kind::Awaited as usize].notify_one();
+        }
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.queue.lock().closed = true;
-        self.shared.more.notify_all();
+        self.shared
+            .more
+            .iter()
+            .for_each(|more| _ = more.notify_all());
     }
 }
 
 impl Shared {
-    fn next(&self) -> Option<Job> {
+    fn next(&self, kind: Kind) -> Option<Job> {
         let mut queue = self.queue.lock();
         loop {
-            let [awaited, background] = &mut queue.jobs;
-            if let Some(job) = awaited.pop_front().or_else(|| background.pop_front()) {
+            if let Some(job) = queue.jobs[kind as usize].pop_front() {
                 return Some(job);
             }
             if queue.closed {
                 return None;
             }
-            self.more.wait(&mut queue);
+            self.more[kind as usize].wait(&mut queue);
         }
     }
 }
@@ -127,8 +165,12 @@ impl Default for Worker {
 }
 
 impl Worker {
-    fn run(mut self, shared: &Shared) {
-        while let Some(job) = shared.next() {
+    fn run(mut self, kind: Kind, shared: &Shared) {
+        if matches!(kind, Kind::Background) {
+            // Of the calling thread only. Where it is refused, the background takes what it gets.
+            let _ = rustix::process::setpriority_process(None, BACKGROUND_NICE);
+        }
+        while let Some(job) = shared.next(kind) {
             // A bug in here must not cost the thread and with it every later read.
             let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.work(&job)));
             if caught.is_err() {

@@ -3,16 +3,16 @@
 //! Locking: `plan` before the flights' table before a shard of the cache's index; `attempts`
 //! alone. None is held across an await.
 
+mod failed;
+
 use std::collections::HashMap;
-use std::num::NonZeroU32;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
@@ -20,8 +20,10 @@ use crate::blob::cache::Key;
 use crate::blob::fetch::Fetcher;
 use crate::blob::fetch::ahead::ReadAhead;
 use crate::blob::fetch::flight::{Join, Outcome};
-use crate::blob::fetch::plan::{Class, Plan, Segment, View};
+use crate::blob::fetch::near::Near;
+use crate::blob::fetch::plan::{Claim, Class, Plan, Room, Segment, View};
 use crate::blob::fetch::stream::Receiver;
+use crate::blob::fetch::window::{Asked, Delays};
 use crate::blob::map::{ChunkId, ChunkInfo, LayerMap, MemberId};
 use crate::blob::read::ReadError;
 use crate::blob::stats::{Counters, LayerStats};
@@ -31,9 +33,6 @@ use crate::registry::{self, RangeSource};
 /// Share of the cache that the background of one layer may fill: a layer that is larger than the
 /// cache must not evict its own start for its end.
 const BACKGROUND_SHARE: (u64, u64) = (3, 4);
-/// How long the background of a layer rests after a failure, doubling.
-const FIRST_REST: Duration = Duration::from_secs(1);
-const LONGEST_REST: Duration = Duration::from_secs(60);
 /// How often a waiter tries again without having been told an error (content that was evicted or
 /// found damaged before it could be loaded, leaders of other layers that failed).
 const TRIES: u32 = 16;
@@ -53,14 +52,26 @@ pub(in crate::blob) struct Layer {
     attempts: Mutex<HashMap<u32, u32>>,
     /// Inflated bytes that the background has asked for.
     background: AtomicU64,
-    /// When a reader of it last had to wait, in [`limit::LastMiss`](super::limit::LastMiss)'s time: the background prefers it.
+    /// Which miss of all layers was its last, counted from 1: the background prefers it.
     pub(super) missed: AtomicU64,
+    /// How soon its registry answers.
+    pub(super) delays: Delays,
+    /// Told when there is something new to ask for.
+    wishes: Notify,
     /// Failures of the background in a row; it rests while this has its top bit set.
     failures: AtomicU32,
 }
 
 /// Set in `failures` while the background rests.
 const RESTING: u32 = 1 << 31;
+
+/// What a task that works on the queues does next.
+enum Step {
+    Run(Segment, Asked),
+    /// Until there is room, or something else to do.
+    Wait,
+    End,
+}
 
 /// A place in the queue for a chunk; see [`Layer::join`].
 pub(in crate::blob) struct Ticket(Option<oneshot::Receiver<Outcome>>);
@@ -87,6 +98,8 @@ impl Layer {
             attempts: Mutex::default(),
             background: AtomicU64::new(0),
             missed: AtomicU64::new(0),
+            delays: Delays::default(),
+            wishes: Notify::new(),
             failures: AtomicU32::new(0),
         })
     }
@@ -99,7 +112,7 @@ impl Layer {
     pub(in crate::blob) fn start_background(self: &Arc<Self>) {
         if self.fetcher.config.background {
             let members = self.map.member_count();
-            self.plan.lock().add_rest(0..members);
+            self.plan.lock().rest.add(0..members);
             self.fetcher.add_background(self);
         }
     }
@@ -137,6 +150,7 @@ impl Layer {
             plan.runners += spawn;
             spawn
         };
+        self.wishes.notify_waiters();
         for _ in 0..spawn {
             let layer = Arc::clone(self);
             let queues = async move { layer.run_queues().await }.in_current_span();
@@ -170,6 +184,7 @@ impl Layer {
             Join::Follow(outcome) => Ticket(Some(outcome)),
             Join::Lead(outcome) => {
                 self.queue(std::iter::once(info.member.0), Class::Urgent);
+                self.fetcher.pool.hurry(self, info.member.0);
                 Ticket(Some(outcome))
             }
         };
@@ -182,14 +197,16 @@ impl Layer {
     }
 
     fn note_miss(&self, member: MemberId) {
-        self.missed
-            .store(self.fetcher.last_miss.note(), Ordering::Relaxed);
+        let misses = self.fetcher.misses.fetch_add(1, Ordering::Relaxed) + 1;
+        self.missed.store(misses, Ordering::Relaxed);
         let offset = |member| self.map.member(MemberId(member)).map(|place| place.offset);
         let mut plan = self.plan.lock();
         if self.fetcher.config.background {
-            if let Some(at) = offset(member.0) {
-                plan.follow.miss(member.0, at);
-            }
+            let near = |offset| Near {
+                member: member.0,
+                offset,
+            };
+            plan.near = offset(member.0).map(near);
             return;
         }
         let most = self.fetcher.config.readahead.0;
@@ -229,26 +246,14 @@ impl Layer {
     /// The layer's counters.
     pub(in crate::blob) fn stats(&self) -> LayerStats {
         LayerStats {
-            background_left: self.plan.lock().rest(),
+            background_left: self.plan.lock().rest.count(),
             members: self.map.member_count().into(),
             ..self.counters.snapshot()
         }
     }
 
-    /// About how many bytes the background has still to bring.
-    pub(super) fn left(&self) -> u64 {
-        let (rest, all) = (self.plan.lock().rest(), self.map.member_count());
-        let left = u128::from(self.source.size()) * u128::from(rest) / u128::from(all.max(1));
-        u64::try_from(left).unwrap_or(u64::MAX)
-    }
-
-    /// Most requests of the background at a time while readers of this layer wait, of `all`.
-    pub(super) fn follows(&self, all: NonZeroU32) -> u32 {
-        self.plan.lock().follow.requests(all.get())
-    }
-
     /// The next segment for the background, unless there is none or it rests.
-    pub(super) fn claim_background(&self, cache: u64, busy: bool) -> Option<Segment> {
+    pub(super) fn claim_background(&self, cache: u64) -> Option<(Segment, Asked)> {
         let resting = self.failures.load(Ordering::Relaxed) & RESTING != 0;
         if resting || self.cancel.is_cancelled() {
             return None;
@@ -256,22 +261,33 @@ impl Layer {
         let mut plan = self.plan.lock();
         let most = cache / BACKGROUND_SHARE.1 * BACKGROUND_SHARE.0;
         if self.background.load(Ordering::Relaxed) >= most {
-            plan.clear_rest();
+            plan.rest.clear();
             return None;
         }
-        let segment = plan.claim_rest(busy, &self.view(&|member| self.missing(member)))?;
+        let part = self.fetcher.window.part().min(self.fetcher.rate.part());
+        let segment = plan.claim_rest(part, &self.view(&|member| self.missing(member)))?;
+        let asked = self.ask(&segment);
         let inflated = segment
             .members
             .clone()
             .filter_map(|member| self.map.member(MemberId(member)));
         let inflated = inflated.map(|member| member.inflated).sum();
         self.background.fetch_add(inflated, Ordering::Relaxed);
-        Some(segment)
+        Some((segment, asked))
+    }
+
+    /// Counts a segment as under way.
+    fn ask(&self, segment: &Segment) -> Asked {
+        let places = segment
+            .members
+            .clone()
+            .filter_map(|member| self.map.member(MemberId(member)));
+        self.fetcher.window.ask(places.map(|place| place.len).sum())
     }
 
     /// Brings one segment.
-    pub(super) async fn run(self: &Arc<Self>, segment: Segment) {
-        let mut receiver = Receiver::new(self, &segment);
+    pub(super) async fn run(self: &Arc<Self>, segment: Segment, asked: Asked) {
+        let mut receiver = Receiver::new(self, &segment, asked);
         let (class, began) = (segment.class, Instant::now());
         let result = self.cancel.run_until_cancelled(receiver.run()).await;
         let (blob, members, took) = (self.source.digest(), &segment.members, began.elapsed());
@@ -347,108 +363,48 @@ impl Layer {
     }
 
     async fn run_queues(self: Arc<Self>) {
-        let most = self.fetcher.config.max_connections.get() as usize;
-        let low = most.saturating_sub(2).max(1);
+        let window = &self.fetcher.window;
+        let mut preferred = None;
         loop {
+            let wishes = self.wishes.notified();
             let connection = self.fetcher.connections.acquire().await;
-            let segment = {
-                let mut plan = self.plan.lock();
-                let segment = plan.claim(low, &self.view(&|member| self.missing(member)));
-                let Some(segment) = segment.filter(|_| !self.cancel.is_cancelled()) else {
-                    // Under the lock that `want` takes: no wish is overlooked.
-                    plan.runners -= 1;
-                    return;
-                };
-                segment
-            };
-            self.run(segment).await;
-            drop(connection);
-        }
-    }
-
-    /// Members that a failed request did not bring.
-    fn lost(self: &Arc<Self>, class: Class, lost: Range<u32>, error: &ReadError) {
-        tracing::warn!(blob = %self.source.digest(), ?class, members = ?lost, %error, "fetching failed");
-        for member in lost.clone() {
-            self.fail(member, error);
-        }
-        if class == Class::Background {
-            self.plan.lock().add_rest(lost);
-            self.rest_background();
-        }
-    }
-
-    /// Lets the background try again later.
-    fn rest_background(self: &Arc<Self>) {
-        let before = self.failures.fetch_or(RESTING, Ordering::Relaxed);
-        if before & RESTING != 0 {
-            return;
-        }
-        let rest = FIRST_REST
-            .saturating_mul(1 << before.min(16))
-            .min(LONGEST_REST);
-        let layer = Arc::clone(self);
-        self.fetcher.runtime.spawn(async move {
-            let slept = layer
-                .cancel
-                .run_until_cancelled(tokio::time::sleep(rest))
-                .await;
-            layer
-                .failures
-                .store(before.saturating_add(1).min(16), Ordering::Relaxed);
-            if slept.is_some() {
-                layer.fetcher.add_background(&layer);
+            let next = self.next_step();
+            drop(preferred.take());
+            match next {
+                Step::Run(segment, asked) => self.run(segment, asked).await,
+                Step::Wait => {
+                    drop(connection);
+                    preferred = Some(window.wait(wishes).await);
+                }
+                Step::End => return,
             }
-        });
+        }
     }
 
-    /// A member that was not as promised: once more, or its readers get an error.
-    fn corrupt(self: &Arc<Self>, member: u32, what: String) {
-        Counters::add(&self.counters.corrupt, 1);
-        self.fetcher.tally.corrupt();
-        let blob = self.source.digest();
-        let place = self.map.member(MemberId(member));
-        let offset = place.as_ref().map_or(0, |member| member.offset);
-        if let Some(place) = place {
-            self.source
-                .was_wrong(place.offset..place.offset.saturating_add(place.len));
-        }
-        let attempts = {
-            let mut attempts = self.attempts.lock();
-            let count = attempts.entry(member).or_insert(0);
-            *count += 1;
-            let count = *count;
-            if count > self.fetcher.config.corrupt_retries {
-                attempts.remove(&member);
-            }
-            count
+    fn next_step(&self) -> Step {
+        let most = self.fetcher.config.max_connections.get() as usize;
+        let room = Room {
+            any: self.fetcher.window.has_room(),
+            part: self.fetcher.window.part(),
+            requests: most.saturating_sub(2).max(1),
         };
-        tracing::warn!(%blob, offset, what, attempts, "the registry sent wrong content");
-        if attempts > self.fetcher.config.corrupt_retries {
-            let error = ReadError::Corrupt {
-                blob,
-                offset,
-                what,
-                attempts,
-            };
-            self.fail(member, &error);
-        } else if self.awaited(member) {
-            self.want(std::iter::once(member), Class::Urgent);
-        } else if self.fetcher.config.background {
-            self.plan.lock().add_rest(member..member + 1);
-            self.fetcher.add_background(self);
-        }
-    }
-
-    /// Ends the flights that this layer leads for chunks of `member`.
-    fn fail(&self, member: u32, error: &ReadError) {
-        self.map.chunks_of(MemberId(member), &mut |chunk| {
-            if let Some(info) = self.map.chunk(chunk) {
-                self.fetcher
-                    .flights
-                    .fail(&Key::new(&info.proof, info.size), self.id, error);
+        let mut plan = self.plan.lock();
+        let claim = match self.cancel.is_cancelled() {
+            true => Claim::Nothing,
+            false => plan.claim(room, &self.view(&|member| self.missing(member))),
+        };
+        // Under the lock that `want` takes: no wish is overlooked, and nobody else finds the same room.
+        match claim {
+            Claim::Segment(segment) => {
+                let asked = self.ask(&segment);
+                Step::Run(segment, asked)
             }
-        });
+            Claim::Later => Step::Wait,
+            Claim::Nothing => {
+                plan.runners -= 1;
+                Step::End
+            }
+        }
     }
 
     /// Whether a chunk of `member` is not cached, or awaited all the same.

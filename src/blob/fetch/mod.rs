@@ -16,12 +16,14 @@ mod decode;
 #[cfg(test)]
 mod fakes;
 mod flight;
-mod follow;
 mod layer;
 mod limit;
+mod near;
 mod plan;
+mod rest;
 mod stream;
 mod tally;
+mod window;
 
 #[cfg(test)]
 mod failing_tests;
@@ -46,8 +48,9 @@ use crate::blob::cache::Cache;
 use crate::blob::size::ByteSize;
 
 use flight::Flights;
-use limit::{Arriving, LONGEST_WAIT, LastMiss, LinkSpeed, RateLimit, RightOfWay};
+use limit::{Arriving, LONGEST_WAIT, RateLimit, RightOfWay};
 pub(super) use plan::Class;
+use window::{Asked, Window};
 
 pub(super) use layer::Layer;
 pub use tally::{FetchStats, PURPOSES, TROUBLES};
@@ -111,12 +114,11 @@ pub struct Fetcher {
     /// neither holds up the other.
     budget: [(Arc<Semaphore>, u32); 2],
     rate: RateLimit,
-    /// Readers that wait.
-    way: Arc<RightOfWay>,
     /// What is known to be needed at a start.
     lists: Arc<RightOfWay>,
-    last_miss: LastMiss,
-    link: LinkSpeed,
+    /// Readers that had to wait so far.
+    misses: AtomicU64,
+    window: Arc<Window>,
     tally: tally::Tally,
     background: Mutex<Background>,
     next_layer: AtomicU64,
@@ -149,10 +151,9 @@ impl Fetcher {
             connections: Arc::new(Semaphore::new(config.max_connections_total.get() as usize)),
             budget: [budget(), budget()],
             rate: RateLimit::new(config.rate_limit.0),
-            way: Arc::default(),
             lists: Arc::default(),
-            last_miss: LastMiss::new(),
-            link: LinkSpeed::default(),
+            misses: AtomicU64::new(0),
+            window: Arc::default(),
             tally: tally::Tally::default(),
             background: Mutex::default(),
             next_layer: AtomicU64::new(0),
@@ -177,9 +178,15 @@ impl Fetcher {
             requests_now: most.saturating_sub(self.connections.available_permits() as u64),
             background_now: self.background.lock().under_way.into(),
             in_flight: self.budget.iter().map(free).sum::<u64>() * KIB,
-            best_rate: self.link.best(),
+            best_rate: self.window.best_rate(),
             ..self.tally.get()
         }
+    }
+
+    /// Requests so far for what nobody had asked for before a reader needed it.
+    #[must_use]
+    pub fn unforeseen(&self) -> u64 {
+        self.tally.get().requests[Class::Urgent as usize]
     }
 
     /// From now on another `[fetch] rate_limit`, in bytes per second; 0 is none.
@@ -197,8 +204,8 @@ impl Fetcher {
         drop(self.runtime.spawn_blocking(work));
     }
 
-    /// While what this yields lives, the background begins no new request and hardly goes on with
-    /// those it has: a start is under way, and more of it is known than has been asked for.
+    /// While what this yields lives, the background begins no new request: a start is under way, and more of it is known
+    /// than has been asked for.
     #[must_use]
     pub fn precede(&self) -> Precedence {
         Precedence {
@@ -264,10 +271,12 @@ impl Fetcher {
             };
             match turn {
                 Turn::Done => return,
-                Turn::Wait => tokio::time::sleep(follow::BUSY / 4).await,
-                Turn::Bring(layer, segment) => {
-                    layer.run(segment).await;
+                Turn::Wait => self.window.wait_spare().await,
+                Turn::Bring(layer, segment, asked) => {
+                    let bytes = asked.bytes();
+                    layer.run(segment, asked).await;
                     self.background.lock().under_way -= 1;
+                    self.rate.take(bytes).await;
                 }
             }
         }
@@ -275,12 +284,12 @@ impl Fetcher {
 
     /// The next segment: of the layer that a reader waited for last, else of the one that was mounted first.
     fn claim_background(&self, background: &mut Background) -> Turn {
-        let left = || {
-            let layers = background.layers.iter().filter_map(Weak::upgrade);
-            layers.map(|layer| layer.left()).sum()
-        };
-        let busy =
-            self.last_miss.is_within(follow::BUSY) && self.link.time_for(left()) > follow::SOON;
+        if !self.window.has_spare_room() {
+            return match background.layers.is_empty() {
+                true => Turn::Done,
+                false => Turn::Wait,
+            };
+        }
         loop {
             let missed = |layer: &Weak<Layer>| {
                 let missed = |layer: Arc<Layer>| layer.missed.load(Ordering::Relaxed);
@@ -290,15 +299,11 @@ impl Fetcher {
             let Some((at, _)) = layers.enumerate().rev().max_by_key(|(_, missed)| *missed) else {
                 return Turn::Done;
             };
-            if let Some(layer) = background.layers.get(at).and_then(Weak::upgrade) {
-                if busy && background.under_way >= layer.follows(self.config.background_connections)
-                {
-                    return Turn::Wait;
-                }
-                if let Some(segment) = layer.claim_background(self.cache.max_size(), busy) {
-                    background.under_way += 1;
-                    return Turn::Bring(layer, segment);
-                }
+            if let Some(layer) = background.layers.get(at).and_then(Weak::upgrade)
+                && let Some((segment, asked)) = layer.claim_background(self.cache.max_size())
+            {
+                background.under_way += 1;
+                return Turn::Bring(layer, segment, asked);
             }
             background.layers.remove(at);
         }
@@ -307,8 +312,8 @@ impl Fetcher {
 
 /// What a task of the background does next.
 enum Turn {
-    Bring(Arc<Layer>, plan::Segment),
-    /// Enough is under way while readers wait.
+    Bring(Arc<Layer>, plan::Segment, Asked),
+    /// Enough is under way.
     Wait,
     Done,
 }

@@ -9,11 +9,11 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 
 use crate::blob::fetch::along::Along;
-use crate::blob::fetch::follow::Follow;
+use crate::blob::fetch::near::Near;
+use crate::blob::fetch::rest::Rest;
 use crate::blob::map::{LayerMap, Member, MemberId};
 
-/// Compressed bytes that one request brings at most, but for the prefetch list: four of these in
-/// flight fill 1 Gbit/s at 50 ms, and a window of read-ahead is spread over several connections.
+/// Compressed bytes that one request for a blocked reader brings at most, with what else was asked for beside it.
 const SEGMENT: u64 = 2 << 20;
 /// The prefetch list is one request (the eStargz landmark says so), within reason.
 const LIST_SEGMENT: u64 = 64 << 20;
@@ -73,6 +73,12 @@ impl Queue {
         }
     }
 
+    /// Puts back what was popped.
+    fn push_back(&mut self, member: u32) {
+        self.set.insert(member);
+        self.order.push_front(member);
+    }
+
     fn pop(&mut self) -> Option<u32> {
         loop {
             let member = self.order.pop_front()?;
@@ -88,14 +94,14 @@ impl Queue {
 pub(super) struct Plan {
     /// By class; the background has none.
     queues: [Queue; 3],
-    /// What the background has not been through, ascending.
-    rest: VecDeque<Range<u32>>,
+    /// What the background has not been through.
+    pub rest: Rest,
     segments: HashMap<SegmentId, Flying>,
     /// Members that were asked for and are not decoded yet.
     flying: HashMap<u32, SegmentId>,
     last_id: SegmentId,
-    /// Where the background works while readers wait.
-    pub follow: Follow,
+    /// Where the background works: what a reader missed last.
+    pub near: Option<Near>,
     /// Readers that go from file to file, where there is no background.
     pub along: Along,
     /// Tasks that work on the queues.
@@ -112,6 +118,43 @@ impl View<'_> {
     fn member(&self, member: u32) -> Option<Member> {
         self.map.member(MemberId(member))
     }
+
+    fn offset(&self, member: u32) -> u64 {
+        self.member(member).map_or(u64::MAX, |found| found.offset)
+    }
+
+    /// The first member that lies at `offset` or behind it.
+    pub(super) fn first_from(&self, offset: u64) -> u32 {
+        let (mut low, mut high) = (0, self.map.member_count());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.offset(middle) < offset {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+}
+
+/// What the queues have to give.
+pub(super) enum Claim {
+    Segment(Segment),
+    /// Something, once less is under way.
+    Later,
+    Nothing,
+}
+
+/// How much may be asked for that nobody waits for yet.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    /// Whether anything may be.
+    pub any: bool,
+    /// Compressed bytes in one request.
+    pub part: u64,
+    /// Requests at a time, so that a blocked reader finds one free.
+    pub requests: usize,
 }
 
 impl Plan {
@@ -128,113 +171,113 @@ impl Plan {
         }
     }
 
-    /// Gives the background `members` to go through.
-    pub(super) fn add_rest(&mut self, members: Range<u32>) {
-        if !members.is_empty() {
-            let at = self
-                .rest
-                .partition_point(|range| range.start < members.start);
-            self.rest.insert(at, members);
-        }
-    }
-
-    /// Leaves nothing to the background.
-    pub(super) fn clear_rest(&mut self) {
-        self.rest.clear();
-    }
-
-    /// Members the background has not been through.
-    pub(super) fn rest(&self) -> u64 {
-        self.rest
-            .iter()
-            .map(|range| u64::from(range.end - range.start))
-            .sum()
-    }
-
     /// How many more tasks the queues could use, of `most` in all.
     pub(super) fn runners_needed(&self, most: usize) -> usize {
         let waiting: usize = self.queues.iter().map(|queue| queue.set.len()).sum();
         most.saturating_sub(self.runners).min(waiting)
     }
 
-    /// The next segment from the queues. What no reader waits for has at most `low` requests at a
-    /// time, so that a blocked reader finds one free.
-    pub(super) fn claim(&mut self, low: usize, view: &View<'_>) -> Option<Segment> {
+    /// The next segment from the queues.
+    pub(super) fn claim(&mut self, room: Room, view: &View<'_>) -> Claim {
         let is_low = |segment: &&Flying| matches!(segment.class, Class::Ahead | Class::List);
-        let full = self.segments.values().filter(is_low).count() >= low;
+        let low = self.segments.values().filter(is_low).count();
         for (class, limit) in [
             (Class::Urgent, SEGMENT),
-            (Class::Ahead, SEGMENT),
+            (Class::Ahead, room.part),
             (Class::List, LIST_SEGMENT),
         ] {
-            if full && class != Class::Urgent {
+            if low >= room.requests && class != Class::Urgent {
                 break;
             }
             while let Some(first) = self.queues[class as usize].pop() {
-                if !self.flying.contains_key(&first) && (view.missing)(first) {
-                    let end = self.extend(first, class, limit, view);
-                    return Some(self.launch(class, first..end));
+                if self.flying.contains_key(&first) || !(view.missing)(first) {
+                    continue;
                 }
+                // One may always be under way, whatever else is.
+                if class != Class::Urgent && low > 0 && !room.any {
+                    self.queues[class as usize].push_back(first);
+                    return Claim::Later;
+                }
+                let end = self.extend(first, class, limit, view);
+                return Claim::Segment(self.launch(class, first..end));
             }
         }
-        None
+        Claim::Nothing
     }
 
-    /// The next segment of the background: only members that are not cached, so that no byte is
-    /// fetched twice. While readers wait (`busy`) it is small, and from close behind the last miss
-    /// if anything is missing there.
-    pub(super) fn claim_rest(&mut self, busy: bool, view: &View<'_>) -> Option<Segment> {
-        let limit = if busy { self.follow.request() } else { SEGMENT };
-        if busy && let Some(first) = self.missing_near(view) {
-            let at = self.rest.partition_point(|rest| rest.end <= first);
-            let rest = self.rest.remove(at)?;
-            let end = self.reach(first, rest.end, limit, view);
-            self.add_rest(rest.start..first);
-            self.add_rest(end..rest.end);
-            return Some(self.launch(Class::Background, first..end));
-        }
-        while let Some(range) = self.rest.front().cloned() {
-            let Some(first) = range.clone().find(|member| self.wanted(*member, view)) else {
-                self.rest.pop_front();
-                continue;
-            };
-            let end = self.reach(first, range.end, limit, view);
-            if let Some(front) = self.rest.front_mut() {
-                front.start = end;
+    /// The next segment of the background, of at most `limit` compressed bytes or one member: what is missing beside the
+    /// last miss, else the first in the order of the blob. Only members that are not cached, so that no byte is fetched twice.
+    pub(super) fn claim_rest(&mut self, limit: u64, view: &View<'_>) -> Option<Segment> {
+        let members = match self.beside(limit, view) {
+            Some(members) => members,
+            None => self.foremost(limit, view)?,
+        };
+        self.rest.remove(&members);
+        Some(self.launch(Class::Background, members))
+    }
+
+    fn foremost(&mut self, limit: u64, view: &View<'_>) -> Option<Range<u32>> {
+        loop {
+            let range = self.rest.first()?;
+            let first = range.clone().find(|member| self.wanted(*member, view));
+            self.rest.remove(&(range.start..first.unwrap_or(range.end)));
+            if let Some(first) = first {
+                return Some(first..self.reach(first, limit, view));
             }
-            return Some(self.launch(Class::Background, first..end));
         }
-        None
     }
 
-    /// The first member close behind the last miss that the background has not been through and
-    /// that is missing.
-    fn missing_near(&self, view: &View<'_>) -> Option<u32> {
-        let end = self.follow.end();
+    /// What is missing beside the last miss; what is not missing there is crossed off.
+    fn beside(&mut self, limit: u64, view: &View<'_>) -> Option<Range<u32>> {
+        let near = self.near?;
+        let around = near.members(view);
+        let wanted = |member: &u32| self.wanted(*member, view);
+        let ahead = self.rest.within(near.member..around.end).find(wanted);
         let behind = self
             .rest
-            .partition_point(|rest| rest.end <= self.follow.start());
-        let rests = self.rest.iter().skip(behind);
-        let members = rests.flat_map(|rest| rest.start.max(self.follow.start())..rest.end);
-        members
-            .take_while(|member| view.member(*member).is_some_and(|found| found.offset < end))
-            .find(|member| self.wanted(*member, view))
+            .within(around.start..near.member)
+            .rev()
+            .find(wanted);
+        let done = behind.map_or(around.start, |behind| behind + 1)..ahead.unwrap_or(around.end);
+        self.rest.remove(&done);
+        match (ahead, behind) {
+            (Some(ahead), Some(behind))
+                if !near.is_ahead_nearer(view.offset(ahead), view.offset(behind)) =>
+            {
+                Some(self.reach_back(behind, limit, view)..behind + 1)
+            }
+            (Some(ahead), _) => Some(ahead..self.reach(ahead, limit, view)),
+            (None, behind) => behind.map(|behind| self.reach_back(behind, limit, view)..behind + 1),
+        }
     }
 
     fn wanted(&self, member: u32, view: &View<'_>) -> bool {
         !self.flying.contains_key(&member) && (view.missing)(member)
     }
 
-    /// How far a request of the background from `first` on goes: over members that are wanted, up
-    /// to `end` and to `limit` bytes.
-    fn reach(&self, first: u32, end: u32, limit: u64, view: &View<'_>) -> u32 {
-        let limit = view.member(first).map_or(0, |member| member.offset + limit);
+    /// How far a request of the background from `first` on goes: over members that are wanted, up to `limit` bytes.
+    fn reach(&self, first: u32, limit: u64, view: &View<'_>) -> u32 {
+        let end = self.rest.around(first).end;
+        let limit = view.offset(first).saturating_add(limit);
         let fits = |member: &u32| {
             view.member(*member)
                 .is_some_and(|found| found.offset + found.len <= limit)
                 && self.wanted(*member, view)
         };
         (first + 1..end).find(|member| !fits(member)).unwrap_or(end)
+    }
+
+    /// The same towards the start of the blob, for a request that ends with `last`.
+    fn reach_back(&self, last: u32, limit: u64, view: &View<'_>) -> u32 {
+        let end = view
+            .member(last)
+            .map_or(0, |found| found.offset + found.len);
+        let fits = |member: &u32| {
+            view.offset(*member).saturating_add(limit) >= end && self.wanted(*member, view)
+        };
+        let mut before = (self.rest.around(last).start..last).rev();
+        let stop = before.find(|member| !fits(member));
+        stop.map_or(self.rest.around(last).start, |stop| stop + 1)
     }
 
     /// Whether the segment's request should go on to `member`; from then on it counts as received.
@@ -294,7 +337,7 @@ impl Plan {
         if let Some(queue) = self.queues.get_mut(class as usize) {
             (member + 1..old).for_each(|member| queue.push(member));
         } else {
-            self.add_rest(member + 1..old);
+            self.rest.add(member + 1..old);
         }
         true
     }

@@ -4,10 +4,17 @@ use std::collections::{HashMap, HashSet};
 
 use proptest::prelude::*;
 
-use super::plan::{Class, Plan, Segment, View};
+use super::near::Near;
+use super::plan::{Claim, Class, Plan, Room, Segment, View};
 use crate::blob::map::{ChunkId, ChunkInfo, LayerMap, Member, MemberId};
 
 const LEN: u64 = 60_000;
+
+const ROOM: Room = Room {
+    any: true,
+    part: 2 << 20,
+    requests: 3,
+};
 
 /// So many members of [`LEN`] bytes.
 struct Even(u32);
@@ -62,29 +69,46 @@ impl World {
         }
     }
 
-    /// What the background asks for while readers wait.
-    fn claim_busy(&mut self) -> Option<Segment> {
-        let missing = |member| !self.cached.contains(&member);
-        let view = View {
-            map: &self.map,
-            missing: &missing,
-        };
-        self.plan.claim_rest(true, &view)
+    fn claim(&mut self, background: bool) -> Option<Segment> {
+        match background {
+            true => self.claim_rest(2 << 20),
+            false => match self.claim_in(ROOM) {
+                Claim::Segment(segment) => Some(segment),
+                Claim::Later | Claim::Nothing => None,
+            },
+        }
     }
 
-    fn claim(&mut self, background: bool) -> Option<Segment> {
+    fn claim_in(&mut self, room: Room) -> Claim {
         let missing = |member| !self.cached.contains(&member);
         let view = View {
             map: &self.map,
             missing: &missing,
         };
-        let segment = if background {
-            self.plan.claim_rest(false, &view)
-        } else {
-            self.plan.claim(3, &view)
-        }?;
+        let claim = self.plan.claim(room, &view);
+        if let Claim::Segment(segment) = &claim {
+            self.running.push((segment.clone(), segment.members.start));
+        }
+        claim
+    }
+
+    fn claim_rest(&mut self, limit: u64) -> Option<Segment> {
+        let missing = |member| !self.cached.contains(&member);
+        let view = View {
+            map: &self.map,
+            missing: &missing,
+        };
+        let segment = self.plan.claim_rest(limit, &view)?;
         self.running.push((segment.clone(), segment.members.start));
         Some(segment)
+    }
+
+    /// A reader has to wait for a member.
+    fn miss(&mut self, member: u32) {
+        self.plan.near = Some(Near {
+            member,
+            offset: u64::from(member) * LEN,
+        });
     }
 
     /// One more member of a running segment arrives, is decoded and cached.
@@ -105,7 +129,7 @@ impl World {
     fn fail(&mut self, at: usize) {
         let (segment, next) = self.running.remove(at);
         let lost = self.plan.ended(segment.id, next);
-        self.plan.add_rest(lost);
+        self.plan.rest.add(lost);
     }
 
     fn finish(&mut self) {
@@ -150,9 +174,24 @@ fn what_nobody_waits_for_leaves_connections_free() {
 }
 
 #[test]
+fn what_nobody_waits_for_yet_is_one_request_while_the_window_is_full() {
+    let mut world = World::new(2000);
+    let full = Room { any: false, ..ROOM };
+    (0..3).for_each(|n| world.plan.want(n * 100, Class::Ahead, &world.map));
+    assert!(matches!(world.claim_in(full), Claim::Segment(_)));
+    assert!(matches!(world.claim_in(full), Claim::Later));
+    world.plan.want(1999, Class::Urgent, &world.map);
+    assert_eq!(world.claim(false).unwrap().class, Class::Urgent);
+    assert!(matches!(world.claim_in(full), Claim::Later));
+    world.finish();
+    assert_eq!(world.received.len(), 4, "nothing was forgotten");
+    assert!(matches!(world.claim_in(full), Claim::Nothing));
+}
+
+#[test]
 fn a_reader_far_down_a_segment_cuts_it_and_one_close_by_waits() {
     let mut world = World::new(100);
-    world.plan.add_rest(0..100);
+    world.plan.rest.add(0..100);
     let segment = world.claim(true).unwrap();
     assert_eq!(segment.members, 0..34, "2 MiB");
     world.progress(0);
@@ -167,7 +206,7 @@ fn a_reader_far_down_a_segment_cuts_it_and_one_close_by_waits() {
     world.plan.want(20, Class::Urgent, &world.map);
     assert_eq!(world.claim(false).unwrap().members, 20..21);
     assert_eq!(
-        world.plan.rest(),
+        world.plan.rest.count(),
         100 - 34 + 13,
         "what lay behind goes back"
     );
@@ -178,6 +217,7 @@ fn a_reader_far_down_a_segment_cuts_it_and_one_close_by_waits() {
 #[derive(Debug, Clone)]
 enum Step {
     Want(u32, usize),
+    Miss(u32),
     Claim(bool),
     Progress(usize),
     Fail(usize),
@@ -187,6 +227,7 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         3 => (0..120_u32, 0..3_usize).prop_map(|(member, class)| Step::Want(member, class)),
+        1 => (0..121_u32).prop_map(Step::Miss),
         2 => any::<bool>().prop_map(Step::Claim),
         8 => (0..8_usize).prop_map(Step::Progress),
         1 => (0..8_usize).prop_map(Step::Fail),
@@ -203,7 +244,7 @@ proptest! {
     #[test]
     fn every_member_is_fetched_as_often_as_it_is_needed(steps in steps()) {
         let mut world = World::new(120);
-        world.plan.add_rest(0..120);
+        world.plan.rest.add(0..120);
         let mut evicted = HashMap::<u32, u32>::new();
         let mut wanted = HashSet::new();
         for step in steps {
@@ -213,6 +254,7 @@ proptest! {
                     world.plan.want(member, class, &world.map);
                     wanted.insert(member);
                 }
+                Step::Miss(member) => world.miss(member),
                 Step::Claim(background) => _ = world.claim(background),
                 Step::Progress(at) if at < world.running.len() => world.progress(at),
                 Step::Fail(at) if at < world.running.len() => world.fail(at),
@@ -224,7 +266,7 @@ proptest! {
                 Step::Progress(_) | Step::Fail(_) => {}
             }
         }
-        world.plan.add_rest(0..120);
+        world.plan.rest.add(0..120);
         world.finish();
         for member in 0..120 {
             let most = 1 + evicted.get(&member).copied().unwrap_or(0);
@@ -234,32 +276,45 @@ proptest! {
 }
 
 #[test]
-fn while_readers_wait_the_background_stays_behind_them_and_leaves_nothing_out() {
+fn the_background_goes_on_beside_the_last_miss_and_leaves_nothing_out() {
     let mut world = World::new(1000);
-    world.plan.add_rest(0..1000);
-    world.plan.follow.miss(500, 500 * LEN);
-    let first = world.claim_busy().unwrap();
-    assert_eq!((first.class, first.members), (Class::Background, 500..504));
-    assert_eq!(world.claim_busy().unwrap().members, 504..508);
-    world.plan.follow.miss(508, 508 * LEN);
-    assert_eq!(
-        world.claim_busy().unwrap().members,
-        508..512,
-        "two windows of a quarter"
-    );
-    world.plan.follow.miss(990, 990 * LEN);
-    assert_eq!(world.claim_busy().unwrap().members, 990..994);
+    world.plan.rest.add(0..1000);
+    assert_eq!(world.claim_rest(4 * LEN).unwrap().members, 0..4);
+    world.miss(500);
+    let mut next = || world.claim_rest(4 * LEN).unwrap().members;
+    assert_eq!(next(), 500..504);
+    // What lies behind is half as far as what lies ahead.
+    assert_eq!(next(), 496..500);
+    assert_eq!((next(), next()), (504..508, 508..512));
+    assert_eq!(next(), 492..496);
+    world.miss(990);
+    assert_eq!(world.claim_rest(4 * LEN).unwrap().members, 990..994);
     world.cached.extend(994..1000);
-    assert_eq!(
-        world.claim_busy().unwrap().members,
-        0..4,
-        "nothing is missing there"
-    );
-    let mut claimed: HashSet<u32> = (0..4).chain(500..512).chain(990..1000).collect();
-    while let Some(segment) = world.claim(true) {
+    assert_eq!(world.claim_rest(4 * LEN).unwrap().members, 986..990);
+    // 4 MiB are 70 members: then it is the blob's order again.
+    let behind = (0..20).map(|_| world.claim_rest(4 * LEN).unwrap().members);
+    let behind: Vec<_> = behind.collect();
+    let first = behind.iter().position(|members| members.start < 900);
+    assert_eq!(behind[first.unwrap()], 4..8);
+    assert!((917..=921).contains(&behind[first.unwrap() - 1].start));
+    // As if the layer had one member more than it has.
+    world.miss(1000);
+    while world.claim_rest(4 * LEN).is_some() {}
+    let mut claimed = HashSet::new();
+    for (segment, _) in world.running {
         for member in segment.members {
             assert!(claimed.insert(member), "{member} was claimed twice");
         }
     }
-    assert_eq!(claimed.len(), 1000);
+    assert_eq!(claimed.len(), 1000 - 6);
+}
+
+#[test]
+fn a_member_larger_than_a_request_is_one() {
+    let mut world = World::new(10);
+    world.plan.rest.add(0..10);
+    world.miss(5);
+    let all: Vec<_> = std::iter::from_fn(|| world.claim_rest(LEN / 2)).collect();
+    assert!(all.iter().all(|segment| segment.members.len() == 1));
+    assert_eq!(all.len(), 10);
 }

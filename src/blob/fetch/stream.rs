@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
+use tokio::time::Instant;
 
 use crate::blob::fetch::decode::Job;
 use crate::blob::fetch::layer::Layer;
-use crate::blob::fetch::limit::LONGEST_YIELD;
 use crate::blob::fetch::plan::{Class, Segment};
+use crate::blob::fetch::window::Asked;
 use crate::blob::map::MemberId;
 use crate::blob::read::ReadError;
 use crate::blob::stats::Counters;
@@ -21,13 +22,15 @@ const BATCH: u64 = 128 << 10;
 pub(super) struct Receiver<'a> {
     layer: &'a Arc<Layer>,
     segment: &'a Segment,
+    /// What has not come yet.
+    asked: Asked,
     stream: Option<ByteStream>,
+    /// When it was asked for, until the answer begins.
+    waiting: Option<Instant>,
     /// Received and not used yet.
     left: Bytes,
     /// Where in the blob `left` starts.
     at: u64,
-    /// Received bytes that the rate limit has not been charged with.
-    owed: usize,
     batch: Job,
     batched: u64,
     /// The first member that was not received.
@@ -35,14 +38,15 @@ pub(super) struct Receiver<'a> {
 }
 
 impl<'a> Receiver<'a> {
-    pub(super) fn new(layer: &'a Arc<Layer>, segment: &'a Segment) -> Self {
+    pub(super) fn new(layer: &'a Arc<Layer>, segment: &'a Segment, asked: Asked) -> Self {
         Self {
             layer,
             segment,
+            asked,
             stream: None,
+            waiting: None,
             left: Bytes::new(),
             at: 0,
-            owed: 0,
             batch: job(layer, segment.class),
             batched: 0,
             received: segment.members.start,
@@ -71,6 +75,7 @@ impl<'a> Receiver<'a> {
         self.at = range.start;
         Counters::add(&self.layer.counters.requests, 1);
         self.layer.fetcher().tally.request(self.segment.class);
+        self.waiting = Some(Instant::now());
         self.stream = Some(
             self.layer
                 .source
@@ -78,12 +83,8 @@ impl<'a> Receiver<'a> {
                 .await
                 .map_err(|e| self.layer.refused(e))?,
         );
-        let fetcher = self.layer.fetcher();
-        let _arriving = match self.segment.class {
-            Class::Urgent => Some(fetcher.way.enter()),
-            Class::List => Some(fetcher.lists.enter()),
-            Class::Ahead | Class::Background => None,
-        };
+        let is_list = self.segment.class == Class::List;
+        let _arriving = is_list.then(|| self.layer.fetcher().lists.enter());
         for member in self.segment.members.clone() {
             if !self.layer.plan.lock().advance(self.segment.id, member) {
                 return Ok(());
@@ -127,6 +128,7 @@ impl<'a> Receiver<'a> {
         self.batched += most;
         let awaited = self.segment.class == Class::Urgent
             || self.layer.plan.lock().is_pressed(self.segment.id);
+        self.batch.awaited |= awaited;
         if awaited || self.batched > BATCH {
             self.submit();
         }
@@ -136,7 +138,6 @@ impl<'a> Receiver<'a> {
     /// The next bytes, at least one and at most `most`.
     async fn take(&mut self, most: u64) -> Result<Bytes, ReadError> {
         while self.left.is_empty() {
-            self.pause().await;
             let next = match &mut self.stream {
                 Some(stream) => stream.next().await,
                 None => None,
@@ -147,9 +148,11 @@ impl<'a> Receiver<'a> {
             };
             Counters::add(&self.layer.counters.fetched, piece.len() as u64);
             let fetcher = self.layer.fetcher();
-            fetcher.link.received(piece.len());
+            if let Some(waiting) = self.waiting.take() {
+                self.asked.began(waiting.elapsed(), &self.layer.delays);
+            }
+            self.asked.arrived(piece.len());
             fetcher.tally.received(self.segment.class, piece.len());
-            self.owed += piece.len();
             self.left = piece;
         }
         let len = self
@@ -158,19 +161,6 @@ impl<'a> Receiver<'a> {
             .min(usize::try_from(most).unwrap_or(usize::MAX));
         self.at += len as u64;
         Ok(self.left.split_to(len))
-    }
-
-    /// The background gives way, unless a reader waits for what it brings.
-    async fn pause(&mut self) {
-        if self.segment.class != Class::Background {
-            return;
-        }
-        let fetcher = self.layer.fetcher();
-        fetcher.rate.take(std::mem::take(&mut self.owed)).await;
-        if !self.layer.plan.lock().is_pressed(self.segment.id) {
-            fetcher.way.give(LONGEST_YIELD).await;
-            fetcher.lists.give(LONGEST_YIELD).await;
-        }
     }
 
     fn submit(&mut self) {
@@ -187,6 +177,7 @@ fn job(layer: &Arc<Layer>, class: Class) -> Job {
     Job {
         layer: Arc::clone(layer),
         class,
+        awaited: false,
         members: Vec::new(),
         permits: Vec::new(),
     }

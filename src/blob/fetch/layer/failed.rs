@@ -1,0 +1,103 @@
+//! What becomes of members that did not come, or not as promised: they are asked for again, or their readers told.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::blob::cache::Key;
+use crate::blob::fetch::layer::{Layer, RESTING};
+use crate::blob::fetch::plan::Class;
+use crate::blob::map::MemberId;
+use crate::blob::read::ReadError;
+use crate::blob::stats::Counters;
+
+/// How long the background of a layer rests after a failure, doubling.
+const FIRST_REST: Duration = Duration::from_secs(1);
+const LONGEST_REST: Duration = Duration::from_secs(60);
+impl Layer {
+    /// Members that a failed request did not bring.
+    pub(super) fn lost(self: &Arc<Self>, class: Class, lost: Range<u32>, error: &ReadError) {
+        tracing::warn!(blob = %self.source.digest(), ?class, members = ?lost, %error, "fetching failed");
+        for member in lost.clone() {
+            self.fail(member, error);
+        }
+        if class == Class::Background {
+            self.plan.lock().rest.add(lost);
+            self.rest_background();
+        }
+    }
+
+    /// Lets the background try again later.
+    fn rest_background(self: &Arc<Self>) {
+        let before = self.failures.fetch_or(RESTING, Ordering::Relaxed);
+        if before & RESTING != 0 {
+            return;
+        }
+        let rest = FIRST_REST
+            .saturating_mul(1 << before.min(16))
+            .min(LONGEST_REST);
+        let layer = Arc::clone(self);
+        self.fetcher.runtime.spawn(async move {
+            let slept = layer
+                .cancel
+                .run_until_cancelled(tokio::time::sleep(rest))
+                .await;
+            layer
+                .failures
+                .store(before.saturating_add(1).min(16), Ordering::Relaxed);
+            if slept.is_some() {
+                layer.fetcher.add_background(&layer);
+            }
+        });
+    }
+
+    /// A member that was not as promised: once more, or its readers get an error.
+    pub(super) fn corrupt(self: &Arc<Self>, member: u32, what: String) {
+        Counters::add(&self.counters.corrupt, 1);
+        self.fetcher.tally.corrupt();
+        let blob = self.source.digest();
+        let place = self.map.member(MemberId(member));
+        let offset = place.as_ref().map_or(0, |member| member.offset);
+        if let Some(place) = place {
+            self.source
+                .was_wrong(place.offset..place.offset.saturating_add(place.len));
+        }
+        let attempts = {
+            let mut attempts = self.attempts.lock();
+            let count = attempts.entry(member).or_insert(0);
+            *count += 1;
+            let count = *count;
+            if count > self.fetcher.config.corrupt_retries {
+                attempts.remove(&member);
+            }
+            count
+        };
+        tracing::warn!(%blob, offset, what, attempts, "the registry sent wrong content");
+        if attempts > self.fetcher.config.corrupt_retries {
+            let error = ReadError::Corrupt {
+                blob,
+                offset,
+                what,
+                attempts,
+            };
+            self.fail(member, &error);
+        } else if self.awaited(member) {
+            self.want(std::iter::once(member), Class::Urgent);
+        } else if self.fetcher.config.background {
+            self.plan.lock().rest.add(member..member + 1);
+            self.fetcher.add_background(self);
+        }
+    }
+
+    /// Ends the flights that this layer leads for chunks of `member`.
+    fn fail(&self, member: u32, error: &ReadError) {
+        self.map.chunks_of(MemberId(member), &mut |chunk| {
+            if let Some(info) = self.map.chunk(chunk) {
+                self.fetcher
+                    .flights
+                    .fail(&Key::new(&info.proof, info.size), self.id, error);
+            }
+        });
+    }
+}
