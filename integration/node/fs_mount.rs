@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use bytes::Bytes;
 use crfs::blob::{ChunkId, ReadAt, ReadError, Space};
+use crfs::fs::NoXattrs;
 use crfs::oci::Digest;
 use crfs::overlay::{Mounter as _, System};
 use futures::FutureExt as _;
@@ -200,8 +201,25 @@ fn attributes_beyond_stat_are_there_or_said_not_to_be() {
     assert_eq!(&names[..len], b"user.k\0");
     assert_eq!(get(&layer.at("marked"), "user.l", 100), Err(Errno::NODATA));
     assert_eq!(get(&layer.at("empty"), "user.k", 100), Err(Errno::NODATA));
-    let bare = Mount::of(Content::default().file("f", "", b"x", 1)).mount();
-    assert_eq!(get(&bare.at("f"), "user.k", 100), Err(Errno::NODATA));
+    for (no_xattrs, said) in [
+        (NoXattrs::Absent, Errno::NODATA),
+        (NoXattrs::Unsupported, Errno::OPNOTSUPP),
+    ] {
+        let bare = Mount::of(Content::default().file("f", "", b"x", 1));
+        let bare = bare
+            .with(move |options| options.no_xattrs = no_xattrs)
+            .mount();
+        assert_eq!(get(&bare.at("f"), "user.k", 100), Err(said));
+        let listed = rustix::fs::llistxattr(bare.at("f"), &mut names[..]);
+        let none = match no_xattrs {
+            NoXattrs::Absent => Ok(0),
+            NoXattrs::Unsupported => Err(said),
+        };
+        assert_eq!(listed, none);
+    }
+    let with_some = Mount::of(everything()).with(|o| o.no_xattrs = NoXattrs::Unsupported);
+    let with_some = with_some.mount();
+    assert_eq!(get(&with_some.at("marked"), "user.k", 100).unwrap(), b"v");
 }
 
 #[test]

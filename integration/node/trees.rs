@@ -233,11 +233,15 @@ pub fn mount_layer(bed: &Bed, image: &str, layer: usize) -> Mounted {
     mounted
 }
 
-/// How many lazy layers are mounted at or below a folder.
+/// How many lazy layers are mounted at or below a folder, but for what views have for themselves.
 pub fn lazy_mounts(below: &Path) -> usize {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let lazy = mounts.lines().filter(|line| {
-        line.contains(" - fuse") && Path::new(line.split(' ').nth(4).unwrap()).starts_with(below)
+        let target = Path::new(line.split(' ').nth(4).unwrap());
+        let is_views = target
+            .parent()
+            .is_some_and(|folder| folder.ends_with("lower"));
+        line.contains(" - fuse") && target.starts_with(below) && !is_views
     });
     lazy.count()
 }

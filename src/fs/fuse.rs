@@ -12,7 +12,7 @@
 //!
 //! What is answered `ENOSYS` the kernel never asks again on this mount (`fs/fuse/file.c`,
 //! `dir.c`, `xattr.c`): OPEN where that is safe, OPENDIR and FLUSH always, and the list of the
-//! extended attributes of a layer that has none at all.
+//! extended attributes of a layer that has none at all, on the mounts of containers.
 
 use std::ffi::OsStr;
 use std::ops::ControlFlow;
@@ -72,6 +72,8 @@ pub struct Adapter {
     /// Whether OPEN is to be answered `ENOSYS`; cleared where the kernel does not take that.
     pub(super) skip_open: bool,
     pub(super) skip_opendir: bool,
+    /// Whether attributes are not asked for again: there are none.
+    pub(super) skip_xattrs: bool,
     /// Whether complete files are to be read by the kernel itself; cleared where it cannot.
     pub(super) pass_through: bool,
     /// Open files, counted where OPEN is answered.
@@ -358,10 +360,8 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        if !self.fs.index().has_xattrs() {
-            // After ENOSYS the kernel would say EOPNOTSUPP by itself, which containerd's diff, and so
-            // every commit of a container, takes for a failure.
-            return reply.error(Errno::ENODATA);
+        if self.skip_xattrs {
+            return reply.error(Errno::ENOSYS);
         }
         self.guard("getxattr", ino, || {
             let value = self.fs.getxattr(Ino(ino.0), name.as_bytes());
@@ -370,7 +370,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        if !self.fs.index().has_xattrs() {
+        if self.skip_xattrs {
             return reply.error(Errno::ENOSYS);
         }
         self.guard("listxattr", ino, || {

@@ -37,7 +37,7 @@ pub use index::{Index, Ino, Inode, Kind};
 pub use latency::{BOUNDS, Latencies};
 pub use layer_fs::{Item, LayerFs, Reading, Statfs};
 pub use memory::settle as settle_memory;
-pub use serve::{OpenMode, ServeError, ServeOptions, Served, serve, set_read_ahead};
+pub use serve::{NoXattrs, OpenMode, ServeError, ServeOptions, Served, serve, set_read_ahead};
 pub use tally::Tally;
 pub use unlisted::{Below, Unlisted, unlisted};
 

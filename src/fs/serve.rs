@@ -52,6 +52,8 @@ pub struct ServeOptions {
     pub read_deadline: Duration,
     /// Whether files are opened by a request.
     pub open: OpenMode,
+    /// What is said of extended attributes where there are none.
+    pub no_xattrs: NoXattrs,
     /// Whether the kernel may read complete large files by itself, on mounts where that pays.
     pub passthrough: bool,
     /// Whether the kernel is asked to repeat what a predecessor left unanswered. `false` behaves as on a
@@ -62,6 +64,18 @@ pub struct ServeOptions {
     pub read_ahead: Option<u32>,
     /// What all mounts together have done.
     pub tally: Tally,
+}
+
+/// What is said of extended attributes on a layer that has none at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoXattrs {
+    /// That such a file system has no attributes (`ENOSYS`, once; the kernel says `EOPNOTSUPP` from then on).
+    /// overlayfs asks for one whenever a file is looked up, so this halves the requests of a container that goes
+    /// through many small files.
+    Unsupported,
+    /// That this file has none (`ENODATA`), each time. Who compares files by their attributes, as containerd's
+    /// diff does, takes the other answer for a failure.
+    Absent,
 }
 
 /// Whether OPEN is answered.
@@ -119,6 +133,7 @@ impl ServeOptions {
             entry_timeout: None,
             read_deadline: Duration::from_secs(60),
             open: OpenMode::of_this_kernel(),
+            no_xattrs: NoXattrs::Unsupported,
             passthrough: true,
             resend: true,
             read_ahead: Some(1 << 20),
@@ -263,6 +278,7 @@ pub fn serve(
     memory::settle();
     let layer = *fs.index().blob();
     let counters = options.tally.enter();
+    let has_xattrs = fs.index().has_xattrs();
     let adapter = Adapter {
         pass_through: options.passes_through(&fs.index().summary()),
         opens: Opens::new(device, &fs),
@@ -274,6 +290,7 @@ pub fn serve(
         failed: Arc::default(),
         skip_open: options.open == OpenMode::Skip,
         skip_opendir: false,
+        skip_xattrs: options.no_xattrs == NoXattrs::Unsupported && !has_xattrs,
     };
     let mut config = Config::default();
     config.n_threads = Some(options.threads.get());

@@ -36,7 +36,7 @@ use parking_lot::Mutex;
 
 use crate::blob::fetch::Fetcher;
 use crate::blob::{Blob, ReadAt as _};
-use crate::fs::{self, Below, Index, LayerFs, ServeOptions, Served, Turns, Unlisted};
+use crate::fs::{self, Below, Index, LayerFs, NoXattrs, ServeOptions, Served, Turns, Unlisted};
 use crate::keeper::protocol::FdName;
 use crate::keeper::{Held, State};
 use crate::layer::devices::Devices;
@@ -47,7 +47,7 @@ use crate::layer::profile::{self, Folder, Recorder};
 use crate::layer::resolve::Resolver;
 use crate::layer::start::Start;
 use crate::layer::sweep::{Kept, Stays, Sweeper};
-use crate::layer::{LayerRecord, LayerUsage, Layers, NotLazy};
+use crate::layer::{LayerRecord, LayerUsage, Layers, NotLazy, OWN_LAYERS};
 use crate::oci::{Digest, LayerLabels, Reference};
 use crate::overlay::{DeviceId, Mounter};
 use crate::registry::{self, Sources};
@@ -283,7 +283,13 @@ impl LiveLayers {
         target: &Path,
     ) -> Result<Served, NotLazy> {
         let tree = Arc::clone(tree);
-        let (devices, options) = (Arc::clone(&self.devices), self.parts.serve.clone());
+        let (devices, mut options) = (Arc::clone(&self.devices), self.parts.serve.clone());
+        if target
+            .parent()
+            .is_some_and(|folder| folder.ends_with(OWN_LAYERS))
+        {
+            options.no_xattrs = NoXattrs::Absent;
+        }
         let (target, layer) = (target.to_owned(), record.layer);
         // The kernel's first message is waited for, so this is not for an asynchronous thread.
         let work = move || {

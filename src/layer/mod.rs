@@ -102,6 +102,10 @@ impl LayerRecord {
     }
 }
 
+/// The folder within a snapshot's folder that has mounts for whoever compares files, and no containers': on these every
+/// question about extended attributes is answered ([`NoXattrs::Absent`](crate::fs::NoXattrs)).
+pub const OWN_LAYERS: &str = "lower";
+
 /// What a lazy layer holds on this node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LayerUsage {

@@ -135,7 +135,7 @@ fn node(tallies: &Tallies) -> Vec<Family> {
         build(),
         gauge(
             "crfs_mounts",
-            "Lazy layers that are mounted and served",
+            "Mounts of lazy layers that are served; a view has its own",
             health.mounts,
         ),
         counter(

@@ -8,7 +8,7 @@ use super::status::is_in_use;
 use super::{Node, Record, api};
 use crate::layer::MountReport;
 use crate::oci::Digest;
-use crate::snapshotter::Key;
+use crate::snapshotter::{Key, Kind};
 
 impl Node {
     /// Each lazy layer once, the images in the order of their names. Goes over the chunks of all:
@@ -43,6 +43,12 @@ impl Node {
                     layer.degraded = why.unwrap_or_else(|| "not mounted yet".to_owned());
                 }
             }
+            let views = records.iter().filter(|view| view.kind == Kind::View);
+            let own = views.filter_map(|view| {
+                let target = self.0.snapshotter.own_mount(view, record);
+                mounts.get(&target)
+            });
+            own.for_each(|mount| add(layer, mount));
         }
         found.into_values().collect()
     }

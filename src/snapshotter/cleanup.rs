@@ -100,6 +100,7 @@ impl Inner {
             .unmount(&fs)
             .await
             .map_err(Error::io("unmount", &fs))?;
+        self.unmount_own_layers(id).await?;
         let inner = Arc::clone(self);
         blocking(move || inner.delete_files(id)).await
     }

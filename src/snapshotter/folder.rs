@@ -5,6 +5,7 @@
 //! * `fs`: the snapshot's own files (mode 0755, as it becomes the root of the first layer), or the
 //!   mount point of a lazy layer;
 //! * `work`: overlay's work folder, for an active snapshot only;
+//! * `lower/<id>`: a view's own mount of the lazy layer below it whose snapshot has that number (see [`super::view`]);
 //! * `record`: the sealed [`Record`];
 //! * `record.new`: a version of it that is not valid yet;
 //! * `removed`: what `record` is renamed to when the snapshot is removed. Such a folder belongs to
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::io::Errno;
 
+use crate::layer::OWN_LAYERS;
 use crate::snapshotter::Error;
 use crate::snapshotter::model::{Kind, Record};
 use crate::store::codec::{self, Broken};
@@ -115,6 +117,40 @@ impl Folder {
     /// Overlay's work folder.
     pub(super) fn work(&self) -> PathBuf {
         self.path.join("work")
+    }
+
+    /// Where a view has its own mount of the lazy layer whose snapshot is `layer`.
+    pub(super) fn lower(&self, layer: u64) -> PathBuf {
+        self.lowers().join(layer.to_string())
+    }
+
+    fn lowers(&self) -> PathBuf {
+        self.path.join(OWN_LAYERS)
+    }
+
+    /// Makes the folder that [`Self::lower`] names, if it is missing.
+    pub(super) fn make_lower(&self, layer: u64) -> Result<PathBuf, Error> {
+        for path in [self.lowers(), self.lower(layer)] {
+            if !exists(&path)? {
+                make(&path, 0o700)?;
+            }
+        }
+        Ok(self.lower(layer))
+    }
+
+    /// The layers for which [`Self::lower`] exists, by the numbers of their snapshots.
+    pub(super) fn own_layers(&self) -> Result<Vec<u64>, Error> {
+        let path = self.lowers();
+        let entries = match fs::read_dir(&path) {
+            Err(error) if is_missing(&error) => return Ok(Vec::new()),
+            entries => entries.map_err(Error::io("list", &path))?,
+        };
+        let mut layers = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(Error::io("list", &path))?.file_name();
+            layers.extend(name.to_str().and_then(|name| name.parse::<u64>().ok()));
+        }
+        Ok(layers)
     }
 
     fn record(&self) -> PathBuf {

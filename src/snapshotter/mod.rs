@@ -42,6 +42,7 @@ mod sources;
 mod table;
 mod tree;
 mod update;
+mod view;
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -257,6 +258,12 @@ impl Snapshotter {
     #[must_use]
     pub fn files(&self, record: &Record) -> PathBuf {
         self.0.snapshots.folder(record.id).fs()
+    }
+
+    /// Where `view` has a mount of its own of the lazy layer of `layer`, if that is below it.
+    #[must_use]
+    pub fn own_mount(&self, view: &Record, layer: &Record) -> PathBuf {
+        self.0.snapshots.folder(view.id).lower(layer.id)
     }
 
     /// The root folder.

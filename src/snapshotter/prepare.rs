@@ -103,7 +103,18 @@ impl Inner {
             refused,
         };
         let id = making.id;
-        let entered = match self.make_folder(&record).await {
+        let view = (kind == Kind::View).then_some(id);
+        let made = match self.make_folder(&record).await {
+            Ok(()) if view.is_some() => {
+                let parents = self.table.read().parents(&record);
+                match parents {
+                    Ok(parents) => self.mount_own_layers(id, &parents).await,
+                    Err(error) => Err(error),
+                }
+            }
+            made => made,
+        };
+        let entered = match made {
             Ok(()) => self.persist(record, None, STEPS).await,
             Err(error) => Err(error),
         };
@@ -118,7 +129,7 @@ impl Inner {
             // Nothing is unpacked into it, so a container will start on it.
             self.layers.starting(&self.stack(record.parent.as_ref())?);
         }
-        self.mounts_of(&record)
+        self.mounts_of(&record, view)
     }
 
     /// Sees to it that the lazy layers from `parent` down are mounted.

@@ -14,7 +14,12 @@ impl Inner {
             return Err(Error::NoMounts(key.clone()));
         }
         self.ensure_parents_mounted(&record).await?;
-        self.mounts_of(&record)
+        if record.kind == Kind::View {
+            self.ensure_own_layers(key).await?;
+            return self.mounts_of(&record, Some(record.id));
+        }
+        let parents = self.table.read().parents(&record)?;
+        self.mounts_of(&record, self.view_beside(&record, &parents))
     }
 
     /// Waits for lazy layers that are being mounted again: an empty mount point must never be
@@ -30,12 +35,19 @@ impl Inner {
         Ok(())
     }
 
-    /// The mounts of a snapshot whose parents are mounted.
-    pub(super) fn mounts_of(&self, record: &Record) -> Result<Vec<Mount>, Error> {
+    /// The mounts of a snapshot whose parents are mounted; of lazy ones those that `view` has for itself, if any.
+    pub(super) fn mounts_of(
+        &self,
+        record: &Record,
+        view: Option<u64>,
+    ) -> Result<Vec<Mount>, Error> {
         let parents = self.table.read().parents(record)?;
         let own = self.snapshots.folder(record.id);
-        let fs = |parent: &Arc<Record>| self.snapshots.folder(parent.id).fs();
-        let lower: Vec<PathBuf> = parents.iter().map(fs).collect();
+        let files = |parent: &Arc<Record>| match view {
+            Some(view) => self.lower_of(view, parent),
+            None => self.snapshots.folder(parent.id).fs(),
+        };
+        let lower: Vec<PathBuf> = parents.iter().map(files).collect();
         let mount = match (record.kind, lower.as_slice()) {
             (Kind::Active, []) => bind(&own.fs(), Access::Write),
             (Kind::Active, lower) => self.overlay.overlay(lower, Some((&own.fs(), &own.work()))),

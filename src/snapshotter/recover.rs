@@ -73,16 +73,21 @@ pub(super) fn open(parts: Parts) -> Result<Inner, Error> {
     })
 }
 
-/// The lazy layers of a root at whose mount point `wanted` holds, as their folders record them. Reads
+/// The lazy layers of a root at whose mount points `wanted` holds, as their folders record them. Reads
 /// nothing else, so that a start can serve them before the database is open; what cannot be read is
 /// left to [`open`].
 pub fn lazy_layers(root: &Path, wanted: impl Fn(&Path) -> bool) -> Vec<(PathBuf, LayerRecord)> {
     let snapshots = Snapshots::existing(root);
     let ids = snapshots.ids().unwrap_or_default().into_iter();
-    let folders = ids.map(|id| snapshots.folder(id));
-    let wanted = folders.filter(|folder| wanted(&folder.fs()));
-    let lazy = wanted.filter_map(|folder| match folder.find() {
-        Ok(Found::Record(record)) => Some((folder.fs(), record.lazy.clone()?)),
+    let targets = ids.flat_map(|id| {
+        let folder = snapshots.folder(id);
+        let own = folder.own_layers().unwrap_or_default();
+        let own = own.into_iter().map(|layer| (folder.lower(layer), layer));
+        std::iter::once((folder.fs(), id)).chain(own.collect::<Vec<_>>())
+    });
+    let wanted = targets.filter(|(target, _)| wanted(target));
+    let lazy = wanted.filter_map(|(target, layer)| match snapshots.folder(layer).find() {
+        Ok(Found::Record(record)) => Some((target, record.lazy.clone()?)),
         _ => None,
     });
     lazy.collect()

@@ -1,10 +1,12 @@
 //! The lazy answer, and what containerd does with it.
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::{Bed, digest, key, target_labels};
 use crate::layer::{NotLazy, Reason};
 use crate::oci::label;
+use crate::overlay::options::Mount;
 use crate::snapshotter::{Error, Key, Prepared};
 use crate::store::Faults;
 
@@ -37,6 +39,71 @@ async fn a_lazy_layer_is_found_by_the_filter_that_comes_next() {
     assert!(
         lower.contains("/2/fs:") && lower.ends_with("/1/fs"),
         "the top first: {lower}"
+    );
+}
+
+/// What containerd's diff is given: a view of what a container began with, then the container's mounts.
+#[tokio::test]
+async fn a_view_has_its_own_mounts_and_shares_them_while_it_is_there() {
+    let mut bed = Bed::new().await;
+    bed.layer("plain", "").await;
+    assert!(bed.pull("x", 'a', "plain").await.unwrap());
+    let base = bed.find('a', "plain").remove(0);
+    assert!(bed.pull("y", 'b', &base).await.unwrap());
+    let top = bed.find('b', &base).remove(0);
+    let lower = |mounts: &[Mount]| {
+        let mut options = mounts[0].options.iter();
+        let lower = options.find_map(|option| option.strip_prefix("lowerdir="));
+        let paths = lower.unwrap().split(':').map(str::to_owned);
+        paths.collect::<Vec<_>>()
+    };
+    let containers = lower(&bed.prepare("container", &top).await.unwrap());
+    let viewed = lower(&bed.view("view", &top).await.unwrap());
+    assert_eq!(containers.len(), 3);
+    let ids = ["view", &top, &base].map(|name| bed.s().stat(&key(name)).unwrap().id);
+    let own = |layer: u64| format!("/{}/lower/{layer}", ids[0]);
+    assert!(viewed[0].ends_with(&own(ids[1])), "{viewed:?}");
+    assert!(viewed[1].ends_with(&own(ids[2])), "{viewed:?}");
+    assert_eq!(viewed[2], containers[2], "what is not lazy is where it is");
+    assert!(bed.layers.is_mounted(Path::new(&viewed[1])));
+
+    let now = |bed: &Bed, name: &'static str| {
+        let snapshotter = bed.s().clone();
+        async move { snapshotter.mounts(&key(name)).await.unwrap() }
+    };
+    assert_eq!(lower(&now(&bed, "container").await), viewed);
+    bed.prepare("elsewhere", &base).await.unwrap();
+    assert_ne!(lower(&now(&bed, "elsewhere").await)[0], viewed[1]);
+
+    // After a restart they are there again as soon as somebody asks.
+    bed.reopen().await;
+    assert_eq!(lower(&now(&bed, "container").await), containers);
+    assert_eq!(lower(&now(&bed, "view").await), viewed);
+    assert_eq!(lower(&now(&bed, "container").await), viewed);
+
+    let mounted = bed.layers.mounted();
+    bed.s().remove(key("view")).await.unwrap();
+    assert_eq!(lower(&now(&bed, "container").await), containers);
+    bed.s().cleanup().await.unwrap();
+    assert_eq!(bed.layers.mounted(), mounted - 2);
+    assert!(!Path::new(&viewed[0]).exists());
+}
+
+#[tokio::test]
+async fn a_view_of_one_lazy_layer_is_its_own_mount() {
+    let bed = Bed::new().await;
+    assert!(bed.pull("x", 'a', "").await.unwrap());
+    let layer = bed.find('a', "").remove(0);
+    let mounts = bed.view("view", &layer).await.unwrap();
+    assert_eq!(mounts[0].options, ["ro", "rbind"]);
+    assert!(mounts[0].source.ends_with("/lower/1"), "{mounts:?}");
+    bed.layers.restorable('a', false);
+    let failed = bed.view("other", &layer).await;
+    assert!(matches!(failed, Err(Error::Degraded { .. })));
+    assert_eq!(
+        (bed.folders(), bed.layers.mounted()),
+        (2, 2),
+        "nothing is left of it"
     );
 }
 
