@@ -27,6 +27,7 @@ mod docs;
 mod fake_registry;
 mod fault_h2;
 mod faulty;
+mod first_start;
 mod fs_layer;
 mod fs_mount;
 mod fs_overlay;

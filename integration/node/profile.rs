@@ -297,8 +297,8 @@ async fn convert_takes_the_list_as_it_is_and_lays_those_files_out_first() {
     wait_for_silence(&bed);
     assert_eq!(
         bed.requests_served(),
-        6,
-        "manifest, two TOCs, a piece of the large file, two beginnings"
+        7,
+        "manifest, config, two TOCs, a piece of the large file, two beginnings"
     );
     let most = (512 << 10) + START.len() * FILE;
     assert!(bed.bytes_served() < (most * 105 / 100 + 20_000) as u64);

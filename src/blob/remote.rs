@@ -79,7 +79,7 @@ impl Blob {
     #[must_use]
     pub fn before_landmark(&self) -> Vec<(ChunkId, u32)> {
         let (mut chunks, map) = (Vec::new(), &*self.layer.map);
-        if !self.layer.fetcher().uses_landmarks() {
+        if !self.layer.fetcher().prefetches() {
             return chunks;
         }
         for member in before_landmark(map) {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::layer::NotLazy;
 use crate::layer::flight::{Flights, Outcome};
+use crate::layer::guess::Program;
 use crate::layer::resolve::Resolver;
 use crate::oci::{Descriptor, Digest, Index, LayerLabels, Manifest, Reference};
 use crate::registry;
@@ -16,6 +17,9 @@ use crate::registry;
 /// How long a manifest is kept after it was asked for: an image's layers come within seconds, and
 /// a pull that stalls longer reads the few kilobytes again.
 const KEEP_MANIFEST: Duration = Duration::from_secs(600);
+
+/// Largest config of an image that is read: a few kilobytes are usual.
+const MAX_CONFIG: u64 = 1 << 20;
 
 /// Reads manifests, verified by their digest.
 pub(super) struct Images {
@@ -60,6 +64,21 @@ impl Images {
         let all = manifest.layers.iter();
         let lazy = all.filter(|layer| self.resolver.can_be_lazy(&image, layer));
         Ok(lazy.cloned().collect())
+    }
+
+    /// The program that the image starts, if its config can be had and says one.
+    pub(super) async fn program(&self, labels: &LayerLabels) -> Option<Program> {
+        let manifest = self.manifest(labels).await.ok()?;
+        let image = labels.image.with_digest(labels.manifest);
+        let config = self.client.blob_bytes(&image, &manifest.config, MAX_CONFIG);
+        match config.await {
+            Ok(config) => Program::of_config(&config),
+            Err(error) => {
+                // Nothing depends on it, and containerd has read it before.
+                tracing::debug!(%image, %error, "the image's config cannot be had");
+                None
+            }
+        }
     }
 
     fn manifest(&self, labels: &LayerLabels) -> Outcome<Arc<Manifest>> {

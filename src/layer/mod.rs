@@ -5,6 +5,7 @@
 
 mod devices;
 mod flight;
+mod guess;
 mod images;
 mod live;
 pub mod profile;

@@ -2,7 +2,8 @@
 //!
 //! Begins as soon as a layer's index is there, before it is mounted; nothing waits for it. What is
 //! needed are the pieces that a profile names; where there is none, what lies before each layer's
-//! landmark, the lowest layer first: there are the loader and the libraries, on top is what uses them.
+//! landmark, the lowest layer first: there are the loader and the libraries, on top is what uses them; and
+//! where there is none of these either, what [`super::guess`] makes of the image.
 //! It is handed out in windows over all layers, so that what is needed first does not share the link
 //! with what is needed last; within a window each layer's chunks are asked for as they lie, adjacent
 //! ones in one request.
@@ -18,6 +19,7 @@ use parking_lot::Mutex;
 use crate::blob::fetch::Fetcher;
 use crate::blob::{Blob, ChunkId};
 use crate::fs::Index;
+use crate::layer::guess::{self, Program};
 use crate::layer::profile::Profile;
 use crate::oci::Digest;
 
@@ -49,10 +51,21 @@ struct Item {
     size: u64,
 }
 
+/// A layer whose content was handed in.
+struct Opened {
+    layer: Digest,
+    index: Arc<Index>,
+    blob: Weak<Blob>,
+}
+
 #[derive(Default)]
 struct State {
-    /// Content that was handed in.
-    opened: Vec<Weak<Blob>>,
+    /// In the order they came.
+    opened: Vec<Opened>,
+    /// What the image starts, once that has been asked for, and as long as nothing was made of it.
+    program: Option<Option<Program>>,
+    /// Whether a profile or a landmark says what is needed.
+    is_known: bool,
     /// What is left to fetch, by its place in the order; the second number tells two layers apart that
     /// have the same file, the third the chunks of one piece.
     queue: BTreeMap<(u32, usize, u32), Item>,
@@ -90,19 +103,70 @@ impl Start {
     pub(super) fn opened(self: &Arc<Self>, layer: Digest, index: &Arc<Index>, blob: &Arc<Blob>) {
         let number = {
             let mut state = self.state.lock();
-            let known = |known: &Weak<Blob>| known.as_ptr() == Arc::as_ptr(blob);
+            let known = |known: &Opened| known.blob.as_ptr() == Arc::as_ptr(blob);
             if state.opened.iter().any(known) {
                 return;
             }
-            state.opened.push(Arc::downgrade(blob));
+            state.opened.push(Opened {
+                layer,
+                index: Arc::clone(index),
+                blob: Arc::downgrade(blob),
+            });
             state.opened.len()
         };
         let (this, index, blob) = (Arc::clone(self), Arc::clone(index), Arc::clone(blob));
         // Looks up every path of the profile: milliseconds.
-        tokio::task::spawn_blocking(move || this.enqueue(layer, number, &index, &blob));
+        tokio::task::spawn_blocking(move || {
+            this.enqueue(layer, number, &index, &blob);
+            this.guess();
+        });
     }
 
-    fn enqueue(self: Arc<Self>, layer: Digest, number: usize, index: &Index, blob: &Arc<Blob>) {
+    /// Whether it helps to know what the image starts, as far as can be told before its layers are there.
+    pub(super) fn needs_guess(&self) -> bool {
+        self.profile.is_none() && self.fetcher.prefetches()
+    }
+
+    /// The image starts this, or nobody knows what. To be said once; must be called within a tokio runtime.
+    pub(super) fn starts(self: &Arc<Self>, program: Option<Program>) {
+        self.state.lock().program = Some(program);
+        let this = Arc::clone(self);
+        tokio::task::spawn_blocking(move || this.guess());
+    }
+
+    /// Once all layers are there, and what the image starts: if nothing else says what is needed, what is likely to be.
+    fn guess(self: &Arc<Self>) {
+        let (program, opened) = {
+            let mut state = self.state.lock();
+            let place = |layer: &Digest| state.opened.iter().find(|opened| opened.layer == *layer);
+            let topmost_first = self.layers.iter().rev().map(place);
+            let opened: Option<Vec<_>> = topmost_first
+                .map(|opened| opened.map(|one| (Arc::clone(&one.index), one.blob.clone())))
+                .collect();
+            let Some(opened) = opened.filter(|_| !state.is_known && self.needs_guess()) else {
+                return;
+            };
+            let Some(program) = state.program.take() else {
+                return;
+            };
+            (program, opened)
+        };
+        let stack: Vec<&Index> = opened.iter().map(|(index, _)| &**index).collect();
+        let mut items = Vec::new();
+        for (rank, file) in (0..).zip(guess::files(&stack, program.as_ref())) {
+            let Some((index, blob)) = opened.get(file.layer) else {
+                continue;
+            };
+            let Some(blob) = blob.upgrade() else { continue };
+            let _ = index.each_chunk_in(&file.chunks, file.bytes, &mut |chunk, size| {
+                let item = Item::new(&blob, chunk, size);
+                items.push(((rank, file.layer, chunk.0), item));
+            });
+        }
+        self.queue(items);
+    }
+
+    fn enqueue(self: &Arc<Self>, layer: Digest, number: usize, index: &Index, blob: &Arc<Blob>) {
         let mut items = self.items(layer, index, blob);
         let named: u64 = items.iter().map(|(_, item)| item.size).sum();
         let landmark = blob.before_landmark();
@@ -116,17 +180,23 @@ impl Start {
             let item = |(chunk, size)| Item::new(blob, chunk, size);
             items.extend(landmark.into_iter().map(|found| (rank, item(found))));
         }
+        let items = items.into_iter();
+        let items = items.map(|(rank, item)| ((rank, number, item.chunk.0), item));
+        self.state.lock().is_known |= self.profile.is_some() || items.len() > 0;
+        self.queue(items);
+    }
+
+    fn queue(self: &Arc<Self>, items: impl IntoIterator<Item = ((u32, usize, u32), Item)>) {
         let feed = {
             let mut state = self.state.lock();
-            let items = items.into_iter();
-            let items = items.map(|(rank, item)| ((rank, number, item.chunk.0), item));
             state.queue.extend(items);
             let feed = !state.is_feeding && !state.queue.is_empty();
             state.is_feeding |= feed;
             feed
         };
         if feed {
-            tokio::spawn(async move { self.feed().await });
+            let this = Arc::clone(self);
+            tokio::spawn(async move { this.feed().await });
         }
     }
 
@@ -181,8 +251,11 @@ impl Start {
     }
 
     /// Waits until the container has started: it and the next of the same image have the node's CPUs for themselves.
-    /// Ends early if readers miss what was not foreseen.
+    /// Ends early if readers miss what was not foreseen, and at once if all that was fetched was a guess.
     async fn settle(&self) {
+        if !self.state.lock().is_known {
+            return;
+        }
         let (began, before) = (Instant::now(), self.fetcher.unforeseen());
         while began.elapsed() < SETTLED && self.fetcher.unforeseen() - before < UNFORESEEN {
             tokio::time::sleep(LOOK).await;

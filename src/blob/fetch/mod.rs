@@ -65,7 +65,8 @@ pub struct Config {
     /// Whether the rest of a layer is fetched while the link is idle, from the mount on. Default
     /// `true`. With `false` only what is read is fetched.
     pub background: bool,
-    /// Whether the start of a layer up to its prefetch landmark (eStargz) is fetched at the mount.
+    /// Whether what a start needs is fetched before it is read: the start of a layer up to its prefetch landmark (eStargz), or
+    /// else what each start reads and the program that the image names.
     /// Default `true`.
     pub prefetch: bool,
     /// Most bytes per second that the background fetches, over all layers. Default `0`: no limit.
@@ -194,8 +195,9 @@ impl Fetcher {
         self.rate.set(rate);
     }
 
-    /// Whether layers are fetched up to their landmarks at once.
-    pub(super) const fn uses_landmarks(&self) -> bool {
+    /// Whether what is needed at a start is fetched before it is read (`[fetch] prefetch`).
+    #[must_use]
+    pub const fn prefetches(&self) -> bool {
         self.config.prefetch
     }
 

@@ -27,8 +27,22 @@ impl Index {
     /// # Errors
     /// [`Damaged`].
     pub fn chunks_at(&self, path: &[u8]) -> Result<Option<Range<u32>>, Damaged> {
+        match self.kind_at(path.split(|byte| *byte == b'/'))? {
+            Some(Kind::File { chunks, .. }) => Ok(Some(chunks)),
+            _ => Ok(None),
+        }
+    }
+
+    /// What is at the path of these names from the layer's root on; `None` if nothing is. Symlinks are not followed.
+    ///
+    /// # Errors
+    /// [`Damaged`].
+    pub fn kind_at<'a>(
+        &self,
+        names: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Result<Option<Kind>, Damaged> {
         let mut kind = self.find(Ino::ROOT)?.map(|node| node.kind);
-        for name in path.split(|byte| *byte == b'/') {
+        for name in names {
             let Some(Kind::Folder { entries, .. }) = kind else {
                 return Ok(None);
             };
@@ -37,10 +51,7 @@ impl Index {
             };
             kind = self.find(ino)?.map(|node| node.kind);
         }
-        match kind {
-            Some(Kind::File { chunks, .. }) => Ok(Some(chunks)),
-            _ => Ok(None),
-        }
+        Ok(kind)
     }
 
     /// Calls `each` with those chunks, and their sizes, of the file with `chunks` that have any of

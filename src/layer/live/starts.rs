@@ -41,6 +41,10 @@ impl LiveLayers {
         let start = self.load(labels.image.to_string(), digests).await;
         let this = Arc::clone(&self);
         let opening = Arc::clone(&start);
+        if start.needs_guess() {
+            let (labels, this, start) = (labels.clone(), Arc::clone(&self), Arc::clone(&start));
+            tokio::spawn(async move { start.starts(this.images.program(&labels).await) });
+        }
         tokio::spawn(async move { this.open_early(labels, layers, opening).await });
         Ok(start)
     }
