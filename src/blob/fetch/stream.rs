@@ -1,6 +1,7 @@
 //! One request: asks for a segment's range and cuts what arrives into members.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -17,6 +18,10 @@ use crate::registry::ByteStream;
 
 /// Small members are decoded together up to this many compressed bytes, unless a reader waits.
 const BATCH: u64 = 128 << 10;
+
+/// How long nothing may come until a request no longer counts as under way: its bytes are on no line, and one dead registry
+/// must not keep the others' from being asked for.
+const STALL: Duration = Duration::from_secs(1);
 
 /// A segment while it is received.
 pub(super) struct Receiver<'a> {
@@ -76,13 +81,9 @@ impl<'a> Receiver<'a> {
         Counters::add(&self.layer.counters.requests, 1);
         self.layer.fetcher().tally.request(self.segment.class);
         self.waiting = Some(Instant::now());
-        self.stream = Some(
-            self.layer
-                .source
-                .range(range)
-                .await
-                .map_err(|e| self.layer.refused(e))?,
-        );
+        let answer = self.layer.source.range(range);
+        let answer = unless_stalled(answer, || self.asked.give_up()).await;
+        self.stream = Some(answer.map_err(|e| self.layer.refused(e))?);
         let is_list = self.segment.class == Class::List;
         let _arriving = is_list.then(|| self.layer.fetcher().lists.enter());
         for member in self.segment.members.clone() {
@@ -139,7 +140,7 @@ impl<'a> Receiver<'a> {
     async fn take(&mut self, most: u64) -> Result<Bytes, ReadError> {
         while self.left.is_empty() {
             let next = match &mut self.stream {
-                Some(stream) => stream.next().await,
+                Some(stream) => unless_stalled(stream.next(), || self.asked.give_up()).await,
                 None => None,
             };
             let piece = match next {
@@ -169,6 +170,18 @@ impl<'a> Receiver<'a> {
         self.batched = 0;
         if !full.members.is_empty() {
             self.layer.fetcher().pool.submit(full);
+        }
+    }
+}
+
+/// Waits for what a registry sends; `stalled` is told once nothing has come for a while.
+async fn unless_stalled<T>(coming: impl Future<Output = T>, stalled: impl FnOnce()) -> T {
+    tokio::pin!(coming);
+    match tokio::time::timeout(STALL, &mut coming).await {
+        Ok(came) => came,
+        Err(_) => {
+            stalled();
+            coming.await
         }
     }
 }

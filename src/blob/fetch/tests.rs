@@ -273,6 +273,23 @@ async fn a_blocked_reader_does_not_wait_behind_the_background() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_is_silent_takes_no_room_from_the_others() {
+    let config = Config {
+        background: true,
+        ..quiet()
+    };
+    let node = node(config, 64 << 20);
+    let (silent, silent_map) = layer(&plain(40, 100_000));
+    silent.script.lock().latency = Duration::from_secs(100);
+    let blob = node.blob(&silent, silent_map);
+    blob.start();
+    until("the window to be full", || !node.fetcher.window.has_room()).await;
+    let start = std::time::Instant::now();
+    until("room for others", || node.fetcher.window.has_room()).await;
+    assert!(start.elapsed() < Duration::from_secs(3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_close_behind_a_segment_waits_for_it() {
     let config = Config {
         background_connections: NonZeroU32::MIN,

@@ -187,6 +187,11 @@ impl Asked {
         self.less(bytes as u64);
     }
 
+    /// What has not come is not on its way: it does not count until it comes.
+    pub(super) fn give_up(&mut self) {
+        self.less(self.left);
+    }
+
     fn less(&mut self, bytes: u64) {
         let bytes = bytes.min(self.left);
         self.left -= bytes;
@@ -367,6 +372,14 @@ mod tests {
         };
         let (when, let_in) = tokio::join!(given, background);
         assert!(let_in >= when);
+        // A request that stalls is in nobody's way.
+        let mut stalled = window.ask(START);
+        assert!(!window.has_room());
+        stalled.give_up();
+        assert!(window.has_spare_room());
+        stalled.arrived(10);
+        drop(stalled);
+        assert_eq!(window.under_way.load(Ordering::Relaxed), 0);
         // And who finds something better to do need not wait.
         let _full = window.ask(START);
         drop(window.wait(std::future::ready(())).await);
