@@ -24,9 +24,9 @@ fn connection(target: &Path) -> String {
     device.split_once(':').unwrap().1.to_owned()
 }
 
-/// What a new container on `parent` would read: its view is mounted as containerd does.
+/// What a new container on `parent` would read: its snapshot is mounted as containerd does.
 async fn read(client: &Client, key: &str, parent: &str, folder: &Path) -> String {
-    let mounts = client.view(key, parent).await.unwrap();
+    let mounts = client.prepare(key, parent, [].into()).await.unwrap();
     let (source, options) = (&mounts[0].source, mounts[0].options.join(","));
     let kind = &mounts[0].r#type;
     let target = folder.join(key);
