@@ -3,8 +3,11 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // First of all: the keeper is this binary by another name, and must stay small.
+    // First of all: these are this binary by other names, and must stay small.
     if let Some(code) = crfs::keeper::run_if_keeper() {
+        return code;
+    }
+    if let Some(code) = crfs::fs::run_if_filler() {
         return code;
     }
     crfs::cli::main()

@@ -46,6 +46,7 @@ mod operator_metrics;
 mod operator_setup;
 #[path = "../../src/registry/testing_pki.rs"]
 mod pki;
+mod populate;
 mod profile;
 mod pull;
 mod pull_complete;

@@ -22,7 +22,7 @@ fn curl(arguments: &[&str]) -> String {
 }
 
 /// Every series with its value.
-fn scrape(socket: &Path) -> BTreeMap<String, f64> {
+pub fn scrape(socket: &Path) -> BTreeMap<String, f64> {
     let socket = socket.to_str().unwrap();
     let text = curl(&["--unix-socket", socket, "http://crfs/metrics"]);
     let lines = text.lines().filter(|line| !line.starts_with('#'));

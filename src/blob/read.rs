@@ -76,6 +76,19 @@ pub trait ReadAt: Send + Sync {
     /// [`ReadError::OutOfRange`]. Damage in the cache is a miss, not an error.
     fn try_read(&self, chunk: ChunkId, at: u32, out: &mut [u8]) -> Result<bool, ReadError>;
 
+    /// The same for nobody who asked: it does not count as read, but is what a reader in order needs next.
+    ///
+    /// # Errors
+    /// As [`ReadAt::try_read`].
+    fn peek(&self, chunk: ChunkId, at: u32, out: &mut [u8]) -> Result<bool, ReadError> {
+        self.try_read(chunk, at, out)
+    }
+
+    /// Says that these chunks were read, from what [`ReadAt::peek`] gave.
+    fn was_read(&self, chunks: Range<u32>) {
+        let _ = chunks;
+    }
+
     /// Brings the chunk and yields all of its verified bytes. The request is made when this is
     /// called, not when the future is first polled, so that several calls in a row become one
     /// range; dropping the future gives up waiting. `file` is the range of all chunks of the file

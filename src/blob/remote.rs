@@ -160,18 +160,29 @@ impl Blob {
 
 impl ReadAt for Blob {
     fn try_read(&self, chunk: ChunkId, at: u32, out: &mut [u8]) -> Result<bool, ReadError> {
+        let hit = self.peek(chunk, at, out)?;
+        if hit {
+            Counters::add(&self.layer.counters.hits, 1);
+            self.reads.note(chunk);
+        }
+        Ok(hit)
+    }
+
+    fn peek(&self, chunk: ChunkId, at: u32, out: &mut [u8]) -> Result<bool, ReadError> {
         let info = self.info(chunk, at, out.len())?;
         let key = Key::new(&info.proof, info.size);
         if !self.layer.fetcher().cache().read(&key, at, out) {
             return Ok(false);
         }
-        Counters::add(&self.layer.counters.hits, 1);
-        self.reads.note(chunk);
         if self.layer.ahead.is_trigger(chunk.0) {
             self.read_ahead(|size| self.layer.ahead.on_trigger(chunk.0, size));
             self.layer.work();
         }
         Ok(true)
+    }
+
+    fn was_read(&self, chunks: Range<u32>) {
+        chunks.for_each(|chunk| self.reads.note(ChunkId(chunk)));
     }
 
     fn fetch(

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
-use crate::fs::ServeOptions;
+use crate::fs::{Populate, ServeOptions};
 
 /// The kernel's read-ahead while a layer is not complete, in bytes. A fault in a mapped file asks for that much around
 /// it, and each chunk that it touches is fetched: the start of Python with numpy, nothing cached, needs
@@ -27,6 +27,9 @@ pub struct Config {
     /// files are large. A second overlay inside of a container then finds no room on such layers:
     /// the kernel stacks file systems two deep.
     pub passthrough: bool,
+    /// Whether small cached files that follow those a reader takes in order are put into the page cache before
+    /// he asks for them.
+    pub populate: bool,
     /// For diagnosis only: how long the kernel remembers names and attributes. `0s` is for ever,
     /// which is right, as a layer never changes.
     #[serde(with = "humantime_serde")]
@@ -41,6 +44,7 @@ impl Default for Config {
             read_deadline: Duration::from_secs(60),
             threads: NonZeroUsize::MIN,
             passthrough: true,
+            populate: true,
             entry_timeout: Duration::ZERO,
             resend: true,
         }
@@ -56,6 +60,7 @@ impl Config {
             entry_timeout: Some(self.entry_timeout).filter(|timeout| !timeout.is_zero()),
             read_deadline: self.read_deadline,
             passthrough: self.passthrough,
+            populate: self.populate.then(Populate::default),
             // Whoever mounts a layer knows when it is complete, and lets the kernel read further then.
             read_ahead: Some(COLD_READ_AHEAD),
             resend: self.resend,

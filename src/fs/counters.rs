@@ -28,6 +28,7 @@ pub struct Counters {
     fetched_bytes: AtomicU64,
     misses: AtomicU64,
     passed: AtomicU64,
+    populated: AtomicU64,
     failures: [AtomicU64; Failure::ALL.len()],
     /// Milliseconds from the start of the process to the last read, and one; 0 is never.
     last_read: AtomicU64,
@@ -109,6 +110,8 @@ pub struct Totals {
     pub fetched_bytes: u64,
     /// Opens of files that the kernel then read by itself.
     pub passed: u64,
+    /// Small files stored in the page cache ahead of their reader.
+    pub populated: u64,
     /// Requests answered with an error that means something is wrong, by [`Failure::index`].
     pub failures: [u64; Failure::ALL.len()],
     /// Reads that wait for the network now.
@@ -123,6 +126,7 @@ impl Totals {
         self.fetched.add(&other.fetched);
         self.fetched_bytes += other.fetched_bytes;
         self.passed += other.passed;
+        self.populated += other.populated;
         self.waiting += other.waiting;
         for (own, other) in self.failures.iter_mut().zip(other.failures) {
             *own += other;
@@ -158,6 +162,7 @@ impl Counters {
             fetched: self.fetched.get(),
             fetched_bytes: get(&self.fetched_bytes),
             passed: get(&self.passed),
+            populated: get(&self.populated),
             failures,
             waiting: self.fetching(),
         }
@@ -252,6 +257,10 @@ impl Counters {
 
     pub(super) fn pass_through(&self) {
         self.passed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn populate(&self, files: u64) {
+        self.populated.fetch_add(files, Ordering::Relaxed);
     }
 
     pub(super) fn panic(&self) {

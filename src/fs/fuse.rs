@@ -7,7 +7,7 @@
 //!   application.
 //! - A panic costs its request an `EIO`, never the thread: the reply object answers when it is
 //!   dropped.
-//! - FORGET needs no answer and changes nothing; no handle carries state but those of large files,
+//! - FORGET needs no answer and changes nothing that is answered; no handle carries state but those of large files,
 //!   see [`super::opens`].
 //!
 //! What is answered `ENOSYS` the kernel never asks again on this mount (`fs/fuse/file.c`,
@@ -33,6 +33,7 @@ use crate::fs::attr::{absent, attributes, file_type};
 use crate::fs::counters::{Counters, Fetching};
 use crate::fs::failed::Failed;
 use crate::fs::opens::Opens;
+use crate::fs::populate::Populated;
 use crate::fs::{Error, Ino, LayerFs, Reading};
 
 /// Node ids are never used for anything else, so one generation is enough.
@@ -78,6 +79,9 @@ pub struct Adapter {
     pub(super) pass_through: bool,
     /// Open files, counted where OPEN is answered.
     pub(super) opens: Opens,
+    /// Stores small files ahead of their reader; cleared where the kernel does not know files before they are
+    /// looked up one by one.
+    pub(super) populated: Option<Populated>,
 }
 
 impl Adapter {
@@ -113,6 +117,9 @@ impl Adapter {
             Ok(Reading::Ready(bytes)) => {
                 reply.data(&bytes);
                 self.counters.hit(came, bytes.len());
+                if let Some(populated) = &self.populated {
+                    populated.read(Ino(ino.0), offset, bytes.len());
+                }
             }
             Ok(Reading::Waiting(bytes)) => {
                 self.counters.miss(came);
@@ -177,6 +184,8 @@ impl fuser::Filesystem for Adapter {
         let mut wanted = WANTED;
         if self.fs.index().summary().inodes <= PLUS_AT_MOST {
             wanted |= InitFlags::FUSE_DO_READDIRPLUS;
+        } else {
+            self.populated = None;
         }
         if self.fs.index().has_acl() {
             // The kernel then enforces the ACLs; without any it need not ask for them.
@@ -213,7 +222,11 @@ impl fuser::Filesystem for Adapter {
         });
     }
 
-    fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
+    fn forget(&self, _: &Request, ino: INodeNo, _: u64) {
+        if let Some(populated) = &self.populated {
+            populated.forget(Ino(ino.0));
+        }
+    }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         self.guard("getattr", ino, || match self.fs.getattr(Ino(ino.0)) {
@@ -328,6 +341,9 @@ impl fuser::Filesystem for Adapter {
                 Ok(node) => {
                     let (ino, attributes) = (INodeNo(item.ino.0), attributes(&node));
                     let name = OsStr::from_bytes(item.name);
+                    if let Some(populated) = &self.populated {
+                        populated.tell(item.ino);
+                    }
                     full(reply.add(ino, item.next, name, &self.ttl, &attributes, GENERATION))
                 }
                 Err(error) => {

@@ -62,6 +62,9 @@ pub struct Statfs {
     pub block: u32,
 }
 
+/// [`ReadAt::try_read`] or [`ReadAt::peek`].
+type CopyChunk<'a> = dyn Fn(ChunkId, u32, &mut [u8]) -> Result<bool, ReadError> + 'a;
+
 /// Size of a block in `statfs`, in bytes.
 const BLOCK: u32 = 4096;
 /// `d_type` of a folder.
@@ -228,6 +231,19 @@ impl LayerFs {
     /// # Errors
     /// As [`LayerFs::read`].
     pub fn read_here(&self, ino: Ino, offset: u64, len: u32) -> Result<Option<Buffer>, Error> {
+        self.copy(ino, offset, len, &|chunk, at, out| {
+            self.content.try_read(chunk, at, out)
+        })
+    }
+
+    /// Copies `len` bytes from `offset` of a file by `read`, unless it finds that some are not here.
+    fn copy(
+        &self,
+        ino: Ino,
+        offset: u64,
+        len: u32,
+        read: &CopyChunk<'_>,
+    ) -> Result<Option<Buffer>, Error> {
         let (chunks, len) = self.extent(ino, offset, len)?;
         // Fits: it began as a u32.
         let mut buffer = Buffer::take(usize::try_from(len).unwrap_or(usize::MAX));
@@ -237,11 +253,27 @@ impl LayerFs {
             let (now, later) = std::mem::take(&mut rest).split_at_mut(part.len as usize);
             rest = later;
             if matches!(hit, Ok(true)) {
-                hit = self.content.try_read(part.chunk, part.at, now);
+                hit = read(part.chunk, part.at, now);
             }
         })?;
         // Of a miss the buffer goes back at once: what waits for the network must not hold memory.
         Ok(hit?.then_some(buffer))
+    }
+
+    /// The first `len` bytes of a file if all of them are here, for nobody who asked: they count as
+    /// read when [`LayerFs::was_read`] says so.
+    ///
+    /// # Errors
+    /// As [`LayerFs::read`].
+    pub fn peek(&self, ino: Ino, len: u32) -> Result<Option<Buffer>, Error> {
+        self.copy(ino, 0, len, &|chunk, at, out| {
+            self.content.peek(chunk, at, out)
+        })
+    }
+
+    /// Says that somebody read these chunks without asking for them here.
+    pub fn was_read(&self, chunks: Range<u32>) {
+        self.content.was_read(chunks);
     }
 
     /// The chunks that a read of `len` bytes from `offset` needs.

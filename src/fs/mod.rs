@@ -3,7 +3,7 @@
 //! The way of a read: the kernel's READ comes in at `fuse.rs` (the adapter), which asks [`LayerFs`]
 //! (the core); that finds the file and its chunks in the [`Index`] (mapped, not parsed) and copies
 //! them from [`crate::blob`]'s cache. What is not there is fetched on the runtime, and the reply
-//! goes with it.
+//! goes with it. What a reader in order will ask for next, `populate` gives the kernel before.
 //!
 //! Promises: node ids and everything that is served are functions of the index alone, so a server
 //! that takes over a mount answers as the one before; no FUSE thread waits for the network.
@@ -24,6 +24,7 @@ mod latency;
 mod layer_fs;
 mod memory;
 mod opens;
+mod populate;
 mod serve;
 mod tally;
 mod unlisted;
@@ -37,6 +38,7 @@ pub use index::{Index, Ino, Inode, Kind};
 pub use latency::{BOUNDS, Latencies};
 pub use layer_fs::{Item, LayerFs, Reading, Statfs};
 pub use memory::settle as settle_memory;
+pub use populate::{Populate, run_if_filler};
 pub use serve::{NoXattrs, OpenMode, ServeError, ServeOptions, Served, serve, set_read_ahead};
 pub use tally::Tally;
 pub use unlisted::{Below, Unlisted, unlisted};

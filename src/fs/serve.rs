@@ -25,6 +25,7 @@ use crate::fs::fuse::Adapter;
 use crate::fs::index::Summary;
 use crate::fs::kept::{self, Device};
 use crate::fs::opens::Opens;
+use crate::fs::populate::Populate;
 use crate::fs::tally::Tally;
 use crate::fs::{LayerFs, adopt, memory};
 use crate::overlay::DeviceId;
@@ -62,6 +63,9 @@ pub struct ServeOptions {
     /// The kernel's read-ahead on this mount in bytes, and with it the size of requests; `None`
     /// leaves the kernel's 128 KiB.
     pub read_ahead: Option<u32>,
+    /// Stores small files in the page cache ahead of their readers, for all mounts; `None` leaves each to be asked
+    /// for.
+    pub populate: Option<Populate>,
     /// What all mounts together have done.
     pub tally: Tally,
 }
@@ -124,7 +128,7 @@ pub struct Served {
 
 impl ServeOptions {
     /// The defaults: one thread, names remembered for ever, reads given up after a minute, OPEN
-    /// skipped where this kernel is safe without, requests of 1 MiB.
+    /// skipped where this kernel is safe without, requests of 1 MiB, nothing stored ahead.
     #[must_use]
     pub fn new(runtime: Handle) -> Self {
         Self {
@@ -137,6 +141,7 @@ impl ServeOptions {
             passthrough: true,
             resend: true,
             read_ahead: Some(1 << 20),
+            populate: None,
             tally: Tally::default(),
         }
     }
@@ -282,6 +287,13 @@ pub fn serve(
     let adapter = Adapter {
         pass_through: options.passes_through(&fs.index().summary()),
         opens: Opens::new(device, &fs),
+        populated: options.populate.as_ref().map(|populate| {
+            populate.mount(
+                Arc::clone(&device.fd),
+                Arc::clone(&fs),
+                Arc::clone(&counters),
+            )
+        }),
         fs,
         runtime: options.runtime.clone(),
         counters: Arc::clone(&counters),

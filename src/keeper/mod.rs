@@ -39,6 +39,8 @@ pub const LISTEN: &str = "listen";
 /// Name of the CRI proxy's listening socket in the store.
 pub const LISTEN_CRI: &str = "listen-cri";
 
+pub(crate) use protocol::wire;
+
 /// Name of the memfd of [`State`] in the store.
 pub const STATE: &str = "state";
 

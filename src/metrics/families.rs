@@ -241,6 +241,11 @@ fn reads(tallies: &Tallies) -> Vec<Family> {
             "Opens of files that the kernel then reads by itself",
             requests.passed,
         ),
+        counter(
+            "crfs_populated_files",
+            "Small files stored in the page cache ahead of their reader",
+            requests.populated,
+        ),
         by(
             (
                 "crfs_request_failures",
