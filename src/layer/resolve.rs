@@ -8,13 +8,15 @@
 //! A crash leaves either no index of that name or a complete one; what else lies in the folder is
 //! temporary and swept at start.
 
+use std::collections::HashMap;
 use std::io::{self, Read as _};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::TryStreamExt as _;
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use crate::fs::{Index, index};
@@ -38,6 +40,8 @@ const READERS: usize = 16;
 /// Compressed TOCs longer than this are worked on one at a time, in bytes: together, those of an
 /// image's layers would need several times the memory.
 const LARGE: u64 = 4 << 20;
+/// How long it is remembered where a TOC was read: its layer is mounted in that time.
+const KEEP_SOURCES: Duration = Duration::from_secs(60);
 /// A TOC is rarely more than this part of its blob (layers of tiny files apart); reading so much
 /// of the end saves a round trip, and costs little where it is too much.
 const TAIL_SHARE: u64 = 64;
@@ -54,6 +58,9 @@ pub(super) struct Resolver {
     readers: Semaphore,
     /// Whose turn it is among large TOCs.
     large: Semaphore,
+    /// Where TOCs were read lately. Their layers' content is next, and whoever asks there knows already whether the
+    /// registry serves the blob itself: it need not be asked alone first.
+    found: Mutex<HashMap<Digest, (Instant, Sources)>>,
 }
 
 impl Resolver {
@@ -70,6 +77,7 @@ impl Resolver {
             layers,
             readers: Semaphore::new(READERS),
             large: Semaphore::new(1),
+            found: Mutex::default(),
         })
     }
 
@@ -155,8 +163,7 @@ impl Resolver {
         promise: Promise,
     ) -> Result<Digest, NotLazy> {
         let _reader = self.readers.acquire().await;
-        let source = Sources::new(&self.client, images, layer.digest, layer.size);
-        let source = source?;
+        let source = Sources::new(&self.client, images, layer.digest, layer.size)?;
         let most = self.limits.toc_json / RATIO;
         let reading = Reading {
             source: &source,
@@ -178,7 +185,27 @@ impl Resolver {
             indexes: self.indexes.clone(),
         };
         let built = tokio::task::spawn_blocking(move || work.run()).await;
-        built.unwrap_or_else(|error| Err(NotLazy::Internal(error.to_string())))
+        let toc = built.unwrap_or_else(|error| Err(NotLazy::Internal(error.to_string())))?;
+        let mut found = self.found.lock();
+        found.retain(|_, (when, _)| when.elapsed() < KEEP_SOURCES);
+        found.insert(layer.digest, (Instant::now(), source));
+        Ok(toc)
+    }
+
+    /// The layer's blob as `images` hold it, the one that its TOC was just read from if there is one.
+    pub(super) fn sources(
+        &self,
+        images: &[Reference],
+        layer: &Descriptor,
+    ) -> Result<Sources, registry::Error> {
+        let found = self.found.lock().remove(&layer.digest);
+        let Some((_, sources)) = found else {
+            return Sources::new(&self.client, images, layer.digest, layer.size);
+        };
+        for image in images {
+            sources.add(image)?;
+        }
+        Ok(sources)
     }
 }
 

@@ -64,9 +64,7 @@ impl LiveLayers {
             }
             return Ok(blob);
         }
-        let client = &self.parts.client;
-        let sources = Sources::new(client, &images, descriptor.digest, descriptor.size);
-        let sources = sources?;
+        let sources = self.resolver.sources(&images, &descriptor)?;
         let blob = Arc::new(Blob::new(
             &self.parts.fetcher,
             Arc::new(sources.clone()),
