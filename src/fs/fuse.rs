@@ -16,6 +16,7 @@
 
 use std::ffi::OsStr;
 use std::ops::ControlFlow;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -33,6 +34,7 @@ use crate::fs::attr::{absent, attributes, file_type};
 use crate::fs::counters::{Counters, Fetching};
 use crate::fs::failed::Failed;
 use crate::fs::opens::Opens;
+use crate::fs::poll::Poll;
 use crate::fs::populate::Populated;
 use crate::fs::{Error, Ino, LayerFs, Reading};
 
@@ -79,6 +81,8 @@ pub struct Adapter {
     pub(super) pass_through: bool,
     /// Open files, counted where OPEN is answered.
     pub(super) opens: Opens,
+    /// The device, and what is known of when requests come; none where several threads wait for them.
+    pub(super) poll: Option<(Arc<OwnedFd>, Poll)>,
     /// Stores small files ahead of their reader; cleared where the kernel does not know files before they are
     /// looked up one by one.
     pub(super) populated: Option<Populated>,
@@ -90,6 +94,9 @@ impl Adapter {
         // What it leads to, down to the HTTP request, is logged within it.
         let layer = self.fs.index().blob();
         let _span = tracing::debug_span!("fuse", request, ino = ino.0, %layer).entered();
+        if let Some((_, poll)) = &self.poll {
+            poll.begin();
+        }
         self.counters.begin();
         // Unwind safe: a callback changes nothing but counters.
         let done = catch_unwind(AssertUnwindSafe(callback));
@@ -97,6 +104,9 @@ impl Adapter {
         if done.is_err() {
             self.counters.panic();
             warn!(%layer, request, ino = ino.0, "a callback panicked, its request got EIO");
+        }
+        if let Some((device, poll)) = &self.poll {
+            poll.end(device.as_fd());
         }
         self.counters.park();
     }

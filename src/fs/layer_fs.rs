@@ -145,7 +145,11 @@ impl LayerFs {
             }
         }
         let skip = u32::try_from(offset.saturating_sub(2)).unwrap_or(u32::MAX);
-        for (entry, next) in self.index.entries(&entries, skip).zip(offset.max(2) + 1..) {
+        for (entry, next) in self
+            .index
+            .entries(&entries, skip)
+            .zip(offset.max(2).saturating_add(1)..)
+        {
             let (name, ino, kind) = entry?;
             let item = Item {
                 name,

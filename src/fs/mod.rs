@@ -24,6 +24,7 @@ mod latency;
 mod layer_fs;
 mod memory;
 mod opens;
+mod poll;
 mod populate;
 mod serve;
 mod tally;

@@ -25,6 +25,7 @@ use crate::fs::fuse::Adapter;
 use crate::fs::index::Summary;
 use crate::fs::kept::{self, Device};
 use crate::fs::opens::Opens;
+use crate::fs::poll::Poll;
 use crate::fs::populate::Populate;
 use crate::fs::tally::Tally;
 use crate::fs::{LayerFs, adopt, memory};
@@ -287,6 +288,7 @@ pub fn serve(
     let adapter = Adapter {
         pass_through: options.passes_through(&fs.index().summary()),
         opens: Opens::new(device, &fs),
+        poll: (options.threads.get() == 1).then(|| (Arc::clone(&device.fd), Poll::default())),
         populated: options.populate.as_ref().map(|populate| {
             populate.mount(
                 Arc::clone(&device.fd),
