@@ -120,6 +120,11 @@ impl Flights {
         Join::Lead(outcome)
     }
 
+    /// Whether this layer's last flight for `key` failed just now: who joins is told so.
+    pub(super) fn has_failed(&self, key: &Key, layer: u64) -> bool {
+        self.table.lock().recall(key, layer).is_some()
+    }
+
     /// Whether nobody waits for anything.
     pub(super) fn is_empty(&self) -> bool {
         self.table.lock().flights.is_empty()

@@ -158,15 +158,16 @@ impl Layer {
         }
     }
 
-    /// Queues the members of those of `chunks` that are not held, for whoever works next.
+    /// Queues the members of those of `chunks` that are not held, for whoever works next. What readers wait for and
+    /// has failed just now is not asked for again: they are told when they join.
     pub(in crate::blob) fn queue_chunks(&self, chunks: impl Iterator<Item = u32>, class: Class) {
         let mut members: Vec<_> = chunks
             .filter_map(|chunk| self.map.chunk(ChunkId(chunk)))
             .filter(|info| {
-                !self
-                    .fetcher
-                    .cache
-                    .contains(&Key::new(&info.proof, info.size))
+                let key = Key::new(&info.proof, info.size);
+                let failed =
+                    || class == Class::Urgent && self.fetcher.flights.has_failed(&key, self.id);
+                !self.fetcher.cache.contains(&key) && !failed()
             })
             .map(|info| info.member.0)
             .collect();
