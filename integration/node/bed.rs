@@ -10,6 +10,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 
+use rustix::process::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -84,6 +85,12 @@ impl Bed {
     /// crfs's root folder.
     pub fn crfs_root(&self) -> PathBuf {
         PathBuf::from(self.value("CRFS_ROOT"))
+    }
+
+    /// The process that serves; `None` between two of them.
+    pub fn server(&self) -> Option<Pid> {
+        let pid = fs::read_to_string(self.crfs_root().join("server.pid")).ok()?;
+        Pid::from_raw(pid.trim().parse().ok()?)
     }
 
     /// What crfs has logged so far.

@@ -85,23 +85,13 @@ impl Node {
     /// The process that writes to the device, if there is one.
     fn filler(&self) -> Option<Pid> {
         let mut pgrep = std::process::Command::new("pgrep");
-        let server = self.server().as_raw_nonzero().to_string();
+        let server = self.bed.server().unwrap().as_raw_nonzero().to_string();
         let said = pgrep
             .args(["-P", &server, "-x", "page-filler"])
             .output()
             .unwrap();
         let said = String::from_utf8(said.stdout).unwrap();
         said.trim().parse().ok().and_then(Pid::from_raw)
-    }
-
-    fn server(&self) -> Pid {
-        let file = fs::read_to_string(self.bed.crfs_root().join("server.pid"));
-        file.unwrap()
-            .trim()
-            .parse()
-            .ok()
-            .and_then(Pid::from_raw)
-            .unwrap()
     }
 }
 
@@ -182,7 +172,7 @@ fn nobody_depends_on_the_process_that_does_it() {
         node.filler().is_some()
     });
     let filler = node.filler().unwrap();
-    kill_process(node.server(), Signal::KILL).unwrap();
+    kill_process(node.bed.server().unwrap(), Signal::KILL).unwrap();
     node.forget();
     node.read_all();
     let gone = PathBuf::from(format!("/proc/{}", filler.as_raw_nonzero()));

@@ -84,7 +84,8 @@ fn a_small_cgroup_is_enough_and_the_killer_does_no_harm() {
     let bed = Bed::up("[fetch]\nbackground = true\n", &[]);
     let layout = bed.folder().join("fifty");
     bed::append(&bed::image("numpy"), &layout, LAYERS - 4);
-    for pid in [bed.value("CRFS_PID").to_owned(), keeper(&bed), server(&bed)] {
+    let server = bed.server().unwrap().to_string();
+    for pid in [bed.value("CRFS_PID").to_owned(), keeper(&bed), server] {
         group.add(pid);
     }
     let mut node = Node::on(bed, &layout);
@@ -136,11 +137,6 @@ fn keeper(bed: &Bed) -> String {
     let status = bed::crfs(&["status", "--root", &bed.crfs_root().display().to_string()]);
     let line = status.lines().find_map(|line| line.strip_prefix("keeper"));
     line.unwrap().trim().to_owned()
-}
-
-fn server(bed: &Bed) -> String {
-    let pid = fs::read_to_string(bed.crfs_root().join("server.pid"));
-    pid.unwrap().trim().to_owned()
 }
 
 /// From the start of the process until its socket takes calls.

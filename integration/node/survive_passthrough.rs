@@ -8,29 +8,24 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 
 use crate::bed::{self, Bed};
 use crate::fs_passthrough::noise;
 use crate::lazy_run::lazy_roots;
 use crate::takeover_rig::kernel_passes_through;
 
-fn server(bed: &Bed) -> Option<Pid> {
-    let pid = fs::read_to_string(bed.crfs_root().join("server.pid")).ok()?;
-    Pid::from_raw(pid.trim().parse().ok()?)
-}
-
 fn kill_server(bed: &Bed) {
-    let before = server(bed).unwrap();
+    let before = bed.server().unwrap();
     kill_process(before, Signal::KILL).unwrap();
     bed::wait_for("another server", 20, || {
-        server(bed).is_some_and(|now| now != before)
+        bed.server().is_some_and(|now| now != before)
     });
 }
 
 /// Whether a file can be read while the server stands still.
 fn reads_alone(bed: &Bed, file: &File) -> bool {
-    let server = server(bed).unwrap();
+    let server = bed.server().unwrap();
     let file = file.try_clone().unwrap();
     kill_process(server, Signal::STOP).unwrap();
     fs::write("/proc/sys/vm/drop_caches", "1").unwrap();

@@ -16,7 +16,6 @@
 
 use std::ffi::OsStr;
 use std::ops::ControlFlow;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -81,8 +80,8 @@ pub struct Adapter {
     pub(super) pass_through: bool,
     /// Open files, counted where OPEN is answered.
     pub(super) opens: Opens,
-    /// The device, and what is known of when requests come; none where several threads wait for them.
-    pub(super) poll: Option<(Arc<OwnedFd>, Poll)>,
+    /// Looks for the next request; none where several threads wait for it.
+    pub(super) poll: Option<Poll>,
     /// Stores small files ahead of their reader; cleared where the kernel does not know files before they are
     /// looked up one by one.
     pub(super) populated: Option<Populated>,
@@ -94,7 +93,7 @@ impl Adapter {
         // What it leads to, down to the HTTP request, is logged within it.
         let layer = self.fs.index().blob();
         let _span = tracing::debug_span!("fuse", request, ino = ino.0, %layer).entered();
-        if let Some((_, poll)) = &self.poll {
+        if let Some(poll) = &self.poll {
             poll.begin();
         }
         self.counters.begin();
@@ -105,8 +104,8 @@ impl Adapter {
             self.counters.panic();
             warn!(%layer, request, ino = ino.0, "a callback panicked, its request got EIO");
         }
-        if let Some((device, poll)) = &self.poll {
-            poll.end(device.as_fd());
+        if let Some(poll) = &self.poll {
+            poll.end();
         }
         self.counters.park();
     }

@@ -288,7 +288,7 @@ pub fn serve(
     let adapter = Adapter {
         pass_through: options.passes_through(&fs.index().summary()),
         opens: Opens::new(device, &fs),
-        poll: (options.threads.get() == 1).then(|| (Arc::clone(&device.fd), Poll::default())),
+        poll: (options.threads.get() == 1).then(|| Poll::new(Arc::clone(&device.fd))),
         populated: options.populate.as_ref().map(|populate| {
             populate.mount(
                 Arc::clone(&device.fd),

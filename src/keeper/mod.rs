@@ -28,8 +28,9 @@ mod signals;
 
 pub use client::{Attach, front, is_there, let_go, state, stop, upgrade};
 pub use folder::Folder;
-pub use process::run_if_keeper;
+pub use process::{is_started_as, run_if_keeper};
 pub use program::Program;
+pub(crate) use protocol::wire;
 pub use server::{Held, Mount, Open, OpenFile, Opened, Phase, State, is_server, tell_failure};
 
 use std::io;
@@ -38,8 +39,6 @@ use std::io;
 pub const LISTEN: &str = "listen";
 /// Name of the CRI proxy's listening socket in the store.
 pub const LISTEN_CRI: &str = "listen-cri";
-
-pub(crate) use protocol::wire;
 
 /// Name of the memfd of [`State`] in the store.
 pub const STATE: &str = "state";

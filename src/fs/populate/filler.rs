@@ -8,12 +8,9 @@
 //!
 //! What goes over is a batch of messages and, beside it, the device they are for.
 
-use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -23,7 +20,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use super::message::{Batch, LONGEST, messages};
-use crate::keeper::wire;
+use crate::keeper::{is_started_as, wire};
 
 /// The process's name in `argv[0]` and for `ps`.
 const NAME: &str = "page-filler";
@@ -35,8 +32,7 @@ const ROOM: Duration = Duration::from_millis(20);
 /// The process, as its server has it. Dropping it ends the process.
 #[derive(Debug)]
 pub(super) struct Filler {
-    /// `None` only while it is dropped.
-    socket: Option<OwnedFd>,
+    socket: OwnedFd,
     process: Child,
 }
 
@@ -68,7 +64,7 @@ impl Filler {
             .stderr(Stdio::null())
             .spawn()?;
         Ok(Self {
-            socket: Some(ours),
+            socket: ours,
             process,
         })
     }
@@ -78,19 +74,16 @@ impl Filler {
     /// # Errors
     /// The process is gone.
     pub(super) fn send(&self, device: BorrowedFd<'_>, batch: &mut Batch) -> io::Result<()> {
-        let Some(socket) = &self.socket else {
-            return Ok(());
-        };
         if batch.bytes().is_empty() {
             return Ok(());
         }
         let send = || {
             let (bytes, fds) = (batch.bytes(), [device]);
-            wire::send(socket.as_fd(), None, bytes, &fds, SendFlags::DONTWAIT)
+            wire::send(self.socket.as_fd(), None, bytes, &fds, SendFlags::DONTWAIT)
         };
         let sent = match send() {
             Err(Errno::AGAIN) => {
-                let mut polled = [PollFd::new(socket, PollFlags::OUT)];
+                let mut polled = [PollFd::new(&self.socket, PollFlags::OUT)];
                 let room = Timespec::try_from(ROOM).ok();
                 let _ = rustix::event::poll(&mut polled, room.as_ref());
                 send()
@@ -107,7 +100,6 @@ impl Filler {
 
 impl Drop for Filler {
     fn drop(&mut self) {
-        self.socket = None;
         // It has nothing to finish, and may not be able to before a reader is answered.
         let _ = self.process.kill();
         let _ = self.process.wait();
@@ -119,8 +111,7 @@ impl Drop for Filler {
 #[must_use]
 pub fn run_if_filler() -> Option<ExitCode> {
     KNOWS.store(true, Ordering::Relaxed);
-    let name = std::env::args_os().next()?;
-    if Path::new(&name).file_name().map(OsStr::as_bytes) != Some(NAME.as_bytes()) {
+    if !is_started_as(NAME) {
         return None;
     }
     let _ = rustix::thread::set_name(c"page-filler");

@@ -80,10 +80,10 @@ enum Way {
 /// What one mount gives and wants.
 #[derive(Clone)]
 pub(super) struct Populated {
-    pub(super) populate: Populate,
-    pub(super) fd: Arc<OwnedFd>,
-    pub(super) fs: Arc<LayerFs>,
-    pub(super) counters: Arc<Counters>,
+    populate: Populate,
+    fd: Arc<OwnedFd>,
+    fs: Arc<LayerFs>,
+    counters: Arc<Counters>,
     streaks: Arc<Mutex<Streaks>>,
     told: Arc<Told>,
 }

@@ -4,7 +4,6 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -35,8 +34,7 @@ pub(super) struct Sockets {
 /// Does the keeper's work if this process was started as the keeper, by its name in `argv[0]`; else
 /// returns `None` at once. For the first line of `main`: the keeper must stay small and have one thread.
 pub fn run_if_keeper() -> Option<ExitCode> {
-    let name = std::env::args_os().next()?;
-    if Path::new(&name).file_name().map(OsStr::as_bytes) != Some(KEEPER_NAME.as_bytes()) {
+    if !is_started_as(KEEPER_NAME) {
         return None;
     }
     let root = std::env::var_os(ROOT_VARIABLE)?;
@@ -50,6 +48,14 @@ pub fn run_if_keeper() -> Option<ExitCode> {
             Some(ExitCode::FAILURE)
         }
     }
+}
+
+/// Whether this process was started by that name: the one binary is several programs.
+#[must_use]
+pub fn is_started_as(program: &str) -> bool {
+    let name = std::env::args_os().next();
+    let name = name.as_deref().map(Path::new).and_then(Path::file_name);
+    name == Some(OsStr::new(program))
 }
 
 fn keep(root: &Path) -> io::Result<()> {

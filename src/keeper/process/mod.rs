@@ -35,7 +35,7 @@ mod shelf;
 mod spec;
 mod talk;
 
-pub use begin::run_if_keeper;
+pub use begin::{is_started_as, run_if_keeper};
 
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
