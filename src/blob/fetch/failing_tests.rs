@@ -74,3 +74,17 @@ async fn wrong_content_is_fetched_again_a_few_times_and_never_kept() {
         "the next read starts afresh"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_late_for_what_has_just_failed_asks_for_nothing() {
+    let node = node(quiet(), 64 << 20);
+    let (source, map) = layer(&plain(2, 50_000));
+    let blob = node.blob(&source, map);
+    source.script.lock().always = Some(Fault::Refuse);
+    assert!(read(&blob, 1).await.is_err());
+    // As the kernel's second request for the chunk does, when nobody has been told of the failure yet.
+    blob.will_read(1..2, 0..2);
+    assert!(read(&blob, 1).await.is_err());
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(source.asked().len(), 1);
+}
