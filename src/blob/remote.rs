@@ -208,8 +208,7 @@ impl ReadAt for Blob {
 
     fn will_read(&self, chunks: Range<u32>, file: Range<u32>) {
         self.read_ahead(|size| self.layer.ahead.on_miss(&chunks, &file, size));
-        self.layer.queue_chunks(chunks, Class::Urgent);
-        self.layer.work();
+        self.layer.begin(chunks);
     }
 
     fn whole_file(&self, file: &Range<u32>) -> Option<WholeFile> {

@@ -88,3 +88,63 @@ async fn who_comes_late_for_what_has_just_failed_asks_for_nothing() {
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!(source.asked().len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_fails_before_its_reader_waits_for_it_is_not_asked_for_again() {
+    let node = node(quiet(), 64 << 20);
+    let (source, map) = layer(&plain(2, 50_000));
+    let blob = node.blob(&source, map);
+    source.script.lock().always = Some(Fault::Refuse);
+    blob.will_read(0..1, 0..1);
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(read(&blob, 0).await.is_err());
+    assert_eq!(source.asked().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_for_what_a_closed_layer_was_to_read() {
+    let node = node(quiet(), 64 << 20);
+    let members = plain(2, 50_000);
+    let (source, map) = layer(&members);
+    let (closed_source, closed_map) = layer(&members);
+    closed_source.script.lock().latency = Duration::from_secs(60);
+    let closed = node.blob(&closed_source, closed_map);
+    closed.will_read(0..1, 0..1);
+    drop(closed);
+    let blob = node.blob(&source, map);
+    assert!(read(&blob, 0).await.unwrap() == members[0][0]);
+}
+
+/// The second asks at any moment of the first's request, and of what becomes of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_chunk_that_two_ask_for_at_once_is_asked_for_once_when_it_fails() {
+    for (fault, requests) in [(Fault::Refuse, 1), (Fault::Garble, 2)] {
+        let config = Config {
+            corrupt_retries: 1,
+            readahead: ByteSize(0),
+            ..quiet()
+        };
+        let node = node(config, 64 << 20);
+        let (source, mut map) = layer(&plain(40, 50_000));
+        map.slow = Duration::from_millis(2);
+        let blob = Arc::new(node.blob(&source, map));
+        source.script.lock().always = Some(fault);
+        for chunk in 0..40 {
+            let ask = |after| {
+                let blob = Arc::clone(&blob);
+                tokio::spawn(async move {
+                    tokio::time::sleep(after).await;
+                    blob.will_read(chunk..chunk + 1, chunk..chunk + 1);
+                    read(&blob, chunk).await
+                })
+            };
+            let late = Duration::from_micros(500) * chunk;
+            let (first, second) = tokio::join!(ask(Duration::ZERO), ask(late));
+            assert!(first.unwrap().is_err() && second.unwrap().is_err());
+            // Whoever still had something to do has done it.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let asked = source.script.lock().asked.split_off(0);
+            assert_eq!(asked.len(), requests, "chunk {chunk}, {late:?}: {asked:?}");
+        }
+    }
+}

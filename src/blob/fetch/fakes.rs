@@ -120,6 +120,8 @@ pub(super) struct FakeMap {
     members: Vec<Member>,
     chunks: Vec<ChunkInfo>,
     pub prefetch: Option<u64>,
+    /// Time that looking for a member's chunks takes.
+    pub slow: Duration,
 }
 
 impl LayerMap for FakeMap {
@@ -140,6 +142,7 @@ impl LayerMap for FakeMap {
     }
 
     fn chunks_of(&self, member: MemberId, each: &mut dyn FnMut(ChunkId)) {
+        std::thread::sleep(self.slow);
         for (id, chunk) in (0..).zip(&self.chunks) {
             if chunk.member == member {
                 each(ChunkId(id));

@@ -1,7 +1,7 @@
 //! Single-flight: who waits for which content, over all layers.
 //!
-//! The first to miss a content leads its flight and has it fetched through its own layer; who
-//! comes later waits with it. A failure is final only for waiters of the leader's layer: to the
+//! The first to miss a content, or to say that it will read it, leads its flight and has it fetched
+//! through its own layer; who comes later waits with it. A failure is final only for waiters of the leader's layer: to the
 //! others it says to try through theirs, so one bad registry never fails the rest.
 //!
 //! A failure is remembered for a moment. The kernel asks for one chunk in several requests at once, and
@@ -95,6 +95,26 @@ impl Table {
 }
 
 impl Flights {
+    /// Begins the flight of `key` for those who will join; yields whether it is up to `layer` to bring it.
+    pub(super) fn begin(&self, key: Key, layer: u64, held: &dyn Fn() -> bool) -> bool {
+        let mut table = self.table.lock();
+        if let Some(flight) = table.flights.get(&key) {
+            return flight.leader == layer;
+        }
+        if held() || table.recall(&key, layer).is_some() {
+            return false;
+        }
+        let waiters = Vec::new();
+        table.flights.insert(
+            key,
+            Flight {
+                leader: layer,
+                waiters,
+            },
+        );
+        true
+    }
+
     /// Waits for `key` on behalf of `layer`.
     pub(super) fn join(&self, key: Key, layer: u64, held: &dyn Fn() -> bool) -> Join {
         let mut table = self.table.lock();
@@ -120,11 +140,6 @@ impl Flights {
         Join::Lead(outcome)
     }
 
-    /// Whether this layer's last flight for `key` failed just now: who joins is told so.
-    pub(super) fn has_failed(&self, key: &Key, layer: u64) -> bool {
-        self.table.lock().recall(key, layer).is_some()
-    }
-
     /// Whether nobody waits for anything.
     pub(super) fn is_empty(&self) -> bool {
         self.table.lock().flights.is_empty()
@@ -145,6 +160,9 @@ impl Flights {
             let Some(flight) = table.flights.remove(&key) else {
                 continue;
             };
+            if flight.waiters.is_empty() {
+                continue;
+            }
             let content = Bytes::copy_from_slice(content);
             for (_, tell) in flight.waiters {
                 // A waiter that went away is not missed.

@@ -1,11 +1,13 @@
 //! One layer's part in fetching: its plan, its tasks, what becomes of their results.
 //!
 //! Locking: `plan` before the flights' table before a shard of the cache's index; `attempts`
-//! alone. None is held across an await.
+//! alone. None is held across an await. A flight begins, and fails, under the lock of the plan in which its member is
+//! queued, or stops flying: in between it would look as if nobody had asked, and be asked for twice.
 
 mod failed;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
@@ -158,16 +160,15 @@ impl Layer {
         }
     }
 
-    /// Queues the members of those of `chunks` that are not held, for whoever works next. What readers wait for and
-    /// has failed just now is not asked for again: they are told when they join.
+    /// Queues the members of those of `chunks` that are not held, for whoever works next.
     pub(in crate::blob) fn queue_chunks(&self, chunks: impl Iterator<Item = u32>, class: Class) {
         let mut members: Vec<_> = chunks
             .filter_map(|chunk| self.map.chunk(ChunkId(chunk)))
             .filter(|info| {
-                let key = Key::new(&info.proof, info.size);
-                let failed =
-                    || class == Class::Urgent && self.fetcher.flights.has_failed(&key, self.id);
-                !self.fetcher.cache.contains(&key) && !failed()
+                !self
+                    .fetcher
+                    .cache
+                    .contains(&Key::new(&info.proof, info.size))
             })
             .map(|info| info.member.0)
             .collect();
@@ -175,16 +176,39 @@ impl Layer {
         self.queue(members.into_iter(), class);
     }
 
+    /// Sees to it that all that a reader will wait for, chunk by chunk, is on its way together. The flights begin here:
+    /// what fails before its reader joins has failed for him too.
+    pub(in crate::blob) fn begin(self: &Arc<Self>, chunks: Range<u32>) {
+        {
+            let mut plan = self.plan.lock();
+            for info in chunks.filter_map(|chunk| self.map.chunk(ChunkId(chunk))) {
+                let key = Key::new(&info.proof, info.size);
+                let held = || self.fetcher.cache.contains(&key);
+                if self.fetcher.flights.begin(key, self.id, &held) {
+                    plan.want(info.member.0, Class::Urgent, &*self.map);
+                }
+            }
+        }
+        self.work();
+    }
+
     /// Sees to it that the chunk is on its way, and yields what to wait for.
     pub(in crate::blob) fn join(self: &Arc<Self>, info: &ChunkInfo) -> Ticket {
         let key = Key::new(&info.proof, info.size);
         self.note_miss(info.member);
         let held = || self.fetcher.cache.contains(&key);
-        let ticket = match self.fetcher.flights.join(key, self.id, &held) {
+        let joined = {
+            let mut plan = self.plan.lock();
+            let joined = self.fetcher.flights.join(key, self.id, &held);
+            if matches!(joined, Join::Lead(_)) {
+                plan.want(info.member.0, Class::Urgent, &*self.map);
+            }
+            joined
+        };
+        let ticket = match joined {
             Join::Held => Ticket(None),
             Join::Follow(outcome) => Ticket(Some(outcome)),
             Join::Lead(outcome) => {
-                self.queue(std::iter::once(info.member.0), Class::Urgent);
                 self.fetcher.pool.hurry(self, info.member.0);
                 Ticket(Some(outcome))
             }
@@ -293,7 +317,7 @@ impl Layer {
         let result = self.cancel.run_until_cancelled(receiver.run()).await;
         let (blob, members, took) = (self.source.digest(), &segment.members, began.elapsed());
         tracing::debug!(%blob, ?class, ?members, ?took, "a request has ended");
-        let lost = self.plan.lock().ended(segment.id, receiver.received);
+        let lost = self.end(&segment, receiver.received, result.as_ref());
         match result {
             Some(Ok(())) => {
                 if segment.class == Class::Background {
@@ -313,8 +337,16 @@ impl Layer {
     ) {
         bad.dedup_by_key(|(member, _)| *member);
         let members: Vec<_> = members.collect();
+        let bad: Vec<_> = bad
+            .into_iter()
+            .map(|(member, what)| (member, self.corrupt(member, what)))
+            .collect();
         {
             let mut plan = self.plan.lock();
+            let given_up = |(member, error): &(u32, Option<ReadError>)| {
+                error.iter().for_each(|error| self.fail(*member, error));
+            };
+            bad.iter().for_each(given_up);
             members.iter().for_each(|member| plan.landed(*member));
         }
         if !self.attempts.lock().is_empty() {
@@ -325,8 +357,8 @@ impl Layer {
                 .filter(good)
                 .for_each(|member| _ = attempts.remove(member));
         }
-        for (member, what) in bad {
-            self.corrupt(member, what);
+        for (member, _) in bad.iter().filter(|(_, error)| error.is_none()) {
+            self.once_more(*member);
         }
         if !self.fetcher.flights.is_empty() {
             // Someone may have missed it after it was delivered and before it landed, which takes
@@ -410,30 +442,22 @@ impl Layer {
 
     /// Whether a chunk of `member` is not cached, or awaited all the same.
     fn missing(&self, member: u32) -> bool {
-        let mut missing = false;
-        self.map.chunks_of(MemberId(member), &mut |chunk| {
-            let key = self
-                .map
-                .chunk(chunk)
-                .map(|info| Key::new(&info.proof, info.size));
-            missing |= key.is_some_and(|key| !self.fetcher.cache.contains(&key));
-        });
-        missing || self.awaited(member)
+        self.has_chunk(member, |key| !self.fetcher.cache.contains(key)) || self.awaited(member)
     }
 
     /// Whether someone waits for a chunk of `member`.
     fn awaited(&self, member: u32) -> bool {
-        let mut awaited = false;
-        if !self.fetcher.flights.is_empty() {
-            self.map.chunks_of(MemberId(member), &mut |chunk| {
-                let key = self
-                    .map
-                    .chunk(chunk)
-                    .map(|info| Key::new(&info.proof, info.size));
-                awaited |= key.is_some_and(|key| self.fetcher.flights.awaits(&key));
-            });
-        }
-        awaited
+        let flights = &self.fetcher.flights;
+        !flights.is_empty() && self.has_chunk(member, |key| flights.awaits(key))
+    }
+
+    fn has_chunk(&self, member: u32, is: impl Fn(&Key) -> bool) -> bool {
+        let mut found = false;
+        self.map.chunks_of(MemberId(member), &mut |chunk| {
+            let info = self.map.chunk(chunk);
+            found = found || info.is_some_and(|info| is(&Key::new(&info.proof, info.size)));
+        });
+        found
     }
 
     fn view<'a>(&'a self, missing: &'a dyn Fn(u32) -> bool) -> View<'a> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::blob::cache::Key;
 use crate::blob::fetch::layer::{Layer, RESTING};
-use crate::blob::fetch::plan::Class;
+use crate::blob::fetch::plan::{Class, Segment};
 use crate::blob::map::MemberId;
 use crate::blob::read::ReadError;
 use crate::blob::stats::Counters;
@@ -15,13 +15,26 @@ use crate::blob::stats::Counters;
 /// How long the background of a layer rests after a failure, doubling.
 const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(60);
+
 impl Layer {
-    /// Members that a failed request did not bring.
+    /// A request has ended: tells the readers of what it did not bring, if it failed, and yields that.
+    pub(super) fn end(
+        &self,
+        segment: &Segment,
+        received: u32,
+        result: Option<&Result<(), ReadError>>,
+    ) -> Range<u32> {
+        let mut plan = self.plan.lock();
+        let lost = plan.ended(segment.id, received);
+        if let Some(Err(error)) = result {
+            lost.clone().for_each(|member| self.fail(member, error));
+        }
+        lost
+    }
+
+    /// What becomes of members that a failed request did not bring, once their readers were told.
     pub(super) fn lost(self: &Arc<Self>, class: Class, lost: Range<u32>, error: &ReadError) {
         tracing::warn!(blob = %self.source.digest(), ?class, members = ?lost, %error, "fetching failed");
-        for member in lost.clone() {
-            self.fail(member, error);
-        }
         if class == Class::Background {
             self.plan.lock().rest.add(lost);
             self.rest_background();
@@ -52,8 +65,8 @@ impl Layer {
         });
     }
 
-    /// A member that was not as promised: once more, or its readers get an error.
-    pub(super) fn corrupt(self: &Arc<Self>, member: u32, what: String) {
+    /// A member that was not as promised: yields what its readers are told once it has been asked for often enough.
+    pub(super) fn corrupt(&self, member: u32, what: String) -> Option<ReadError> {
         Counters::add(&self.counters.corrupt, 1);
         self.fetcher.tally.corrupt();
         let blob = self.source.digest();
@@ -74,15 +87,17 @@ impl Layer {
             count
         };
         tracing::warn!(%blob, offset, what, attempts, "the registry sent wrong content");
-        if attempts > self.fetcher.config.corrupt_retries {
-            let error = ReadError::Corrupt {
-                blob,
-                offset,
-                what,
-                attempts,
-            };
-            self.fail(member, &error);
-        } else if self.awaited(member) {
+        (attempts > self.fetcher.config.corrupt_retries).then_some(ReadError::Corrupt {
+            blob,
+            offset,
+            what,
+            attempts,
+        })
+    }
+
+    /// Asks again for a member that was not as promised.
+    pub(super) fn once_more(self: &Arc<Self>, member: u32) {
+        if self.awaited(member) {
             self.want(std::iter::once(member), Class::Urgent);
         } else if self.fetcher.config.background {
             self.plan.lock().rest.add(member..member + 1);
@@ -90,8 +105,8 @@ impl Layer {
         }
     }
 
-    /// Ends the flights that this layer leads for chunks of `member`.
-    fn fail(&self, member: u32, error: &ReadError) {
+    /// Ends the flights that this layer leads for chunks of `member`, under the lock of the plan in which it stops flying.
+    pub(super) fn fail(&self, member: u32, error: &ReadError) {
         self.map.chunks_of(MemberId(member), &mut |chunk| {
             if let Some(info) = self.map.chunk(chunk) {
                 self.fetcher
