@@ -4,6 +4,7 @@
 //! of endpoints. One that fails rests: while there are others it is asked last.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -54,6 +55,8 @@ pub(super) struct Endpoint {
     authorizer: Authorizer,
     gate: Gate,
     health: Mutex<Health>,
+    /// Whether the last blob that it was asked for lies elsewhere.
+    redirects: AtomicBool,
 }
 
 #[derive(Default)]
@@ -77,6 +80,7 @@ impl Endpoint {
             config: Arc::clone(config),
             gate: Gate::default(),
             health: Mutex::default(),
+            redirects: AtomicBool::new(false),
         })
     }
 
@@ -112,6 +116,16 @@ impl Endpoint {
             .rests_until
             .is_some_and(|until| Instant::now() < until);
         rests || self.gate.is_closed()
+    }
+
+    /// Whether it is known to keep blobs elsewhere.
+    pub(super) fn redirects(&self) -> bool {
+        self.redirects.load(Ordering::Relaxed)
+    }
+
+    /// It served a blob itself, or not.
+    pub(super) fn note_place(&self, at_home: bool) {
+        self.redirects.store(!at_home, Ordering::Relaxed);
     }
 
     /// It gave an answer that could be used.

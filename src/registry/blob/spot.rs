@@ -3,9 +3,10 @@
 //! Registries mostly answer a blob request with a redirect to a signed URL elsewhere. Where the
 //! blob was found is remembered and asked directly until it refuses; then the registry is asked
 //! once more, by one reader while the others wait (single-flight), and they all go on with what
-//! it said.
+//! it said. A registry of which it is not known yet that it redirects is asked by a few at once: it may
+//! serve the blob itself, and then nobody has waited a round trip for nothing.
 //!
-//! Locking: `place` and `aside` are held for a copy only; `resolving` for one request's head, never
+//! Locking: `place` and `aside` are held for a copy only; turns of `resolving` for one request's head, never
 //! both.
 
 use std::ops::Range;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use reqwest::Method;
 use reqwest::header::{HeaderMap, HeaderValue, RANGE};
+use tokio::sync::Semaphore;
 use url::Url;
 
 use crate::oci::Digest;
@@ -29,6 +31,9 @@ use crate::registry::transport::Answer;
 const REFUSED: Duration = Duration::from_secs(60);
 /// How long it is not asked for a blob of which it gave other bytes.
 const WRONG: Duration = Duration::from_secs(600);
+
+/// How many ask at once where a blob is, of a registry that never redirected.
+const SCOUTS: u32 = 6;
 
 /// What is asked for.
 pub(super) struct Target {
@@ -45,7 +50,8 @@ pub(super) struct Spot {
     scope: Scope,
     home: Url,
     place: Mutex<Place>,
-    resolving: tokio::sync::Mutex<()>,
+    /// Who asks where the blob is takes one turn, or all to be alone.
+    resolving: Semaphore,
     /// The host is not asked before.
     aside: Mutex<Option<Instant>>,
 }
@@ -70,7 +76,7 @@ impl Spot {
             endpoint,
             target: Arc::clone(target),
             place: Mutex::new(Place::Unknown),
-            resolving: tokio::sync::Mutex::default(),
+            resolving: Semaphore::new(SCOUTS as usize),
             aside: Mutex::default(),
         }
     }
@@ -116,16 +122,18 @@ impl Spot {
     /// Finds out where the blob is, unless somebody else did meanwhile. `stale` is where it is no
     /// longer.
     async fn resolve(&self, range: &Range<u64>, stale: Option<&Arc<Url>>) -> Result<Part, Error> {
-        let alone = self.resolving.lock().await;
+        let is_alone = stale.is_some() || self.endpoint.redirects();
+        let turns = if is_alone { SCOUTS } else { 1 };
+        let turn = self.resolving.acquire_many(turns).await;
         let place = self.place.lock().clone();
         match place {
             Place::Elsewhere(url) if stale.is_none_or(|stale| !Arc::ptr_eq(stale, &url)) => {
-                drop(alone);
+                drop(turn);
                 let answer = self.ask(&url, range).await?;
                 Part::of(&self.target.what, self.target.size, answer, range)
             }
             Place::Home => {
-                drop(alone);
+                drop(turn);
                 self.ask_home(range).await
             }
             _ => self.ask_home(range).await,
@@ -136,6 +144,7 @@ impl Spot {
         let answer = self.ask(&self.home, range).await?;
         let part_url = answer.url.clone();
         let at_home = answer.at_home;
+        self.endpoint.note_place(at_home);
         let part = Part::of(&self.target.what, self.target.size, answer, range)?;
         *self.place.lock() = match at_home {
             true => Place::Home,

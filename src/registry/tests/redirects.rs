@@ -1,6 +1,7 @@
 //! Redirects: where they may lead, what goes along, and what is remembered.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use super::*;
 use crate::registry::testing::{Gatekeeper, Reply};
@@ -95,20 +96,63 @@ async fn an_expired_url_is_renewed_once_for_all_who_read() {
     assert_eq!(server.count(&path) - before, 1);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_first_readers_ask_the_registry_once() {
-    let (server, storage, content, path) = with_storage(64_000);
-    let client = private_client();
-    let source = source(&client, &server, &content);
-    let readers = (0..16u64).map(|n| {
-        let source = Arc::clone(&source);
+/// So many read a blob at once.
+async fn read_at_once(source: &Arc<dyn RangeSource>, readers: u64) {
+    let readers = (0..readers).map(|n| {
+        let source = Arc::clone(source);
         tokio::spawn(async move { read(&source, n * 4_000, (n + 1) * 4_000).await })
     });
     for reader in readers.collect::<Vec<_>>() {
         reader.await.unwrap().unwrap();
     }
-    assert_eq!(server.count(&path), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_readers_ask_a_registry_that_redirects_once() {
+    let (server, storage, content, path) = with_storage(64_000);
+    let client = private_client();
+    // Another repository of the same registry has told.
+    let other = format!("{}/a/c:t", server.host()).parse().unwrap();
+    let other = client.blob(&other, Digest::of(&content), 64_000).unwrap();
+    read(&other, 0, 1).await.unwrap();
+    storage.reset();
+    read_at_once(&source(&client, &server, &content), 16).await;
+    assert_eq!(server.count(&path), 2, "the challenge, then one redirect");
     assert_eq!(storage.count("/signed"), 16);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_few_of_the_first_readers_ask_a_registry_that_nobody_knows() {
+    let (server, storage, content, path) = with_storage(64_000);
+    read_at_once(&source(&private_client(), &server, &content), 16).await;
+    let asked = server.count(&path);
+    assert!(
+        (2..=12).contains(&asked),
+        "{asked}: a challenge and a redirect for six at most"
+    );
+    assert_eq!(storage.count("/signed"), 16);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_another_where_the_registry_serves_itself() {
+    let (server, content, path) = with_blob(64_000);
+    let blob = content.clone();
+    server.script(move |seen, _| {
+        let (start, end) = seen.range()?;
+        Some(Reply {
+            delay: Some(Duration::from_millis(300)),
+            ..Reply::part(&blob, start, end)
+        })
+    });
+    let source = source(&client(), &server, &content);
+    let began = Instant::now();
+    read_at_once(&source, 6).await;
+    assert!(
+        began.elapsed() < Duration::from_millis(550),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(server.count(&path), 6);
 }
 
 #[tokio::test]
