@@ -14,6 +14,7 @@ mod resolve;
 mod spool;
 mod start;
 mod sweep;
+mod toc;
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! From a layer's descriptor to its index on disk: footer, TOC, verification, build.
+//! From a layer's descriptor to its index on disk: TOC ([`super::toc`]), verification, build.
 //!
 //! # Layout
 //! `<root>/indexes/<blob digest>-<TOC digest>`, both as hex. An index is written once, whole (see
@@ -9,30 +9,23 @@
 //! temporary and swept at start.
 
 use std::collections::HashMap;
-use std::io::{self, Read as _};
-use std::ops::Range;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::TryStreamExt as _;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use crate::fs::{Index, index};
 use crate::layer::flight::{Flights, Outcome};
-use crate::layer::spool::{Spool, SpoolPart};
+use crate::layer::spool::SpoolPart;
+use crate::layer::toc::{Reading, hint};
 use crate::layer::{Config, NotLazy};
 use crate::oci::{Descriptor, Digest, Reference, annotation};
-use crate::registry::{self, RangeSource, Sources};
-use crate::stargz::{Footer, Limits, Toc};
+use crate::registry::{self, Sources};
+use crate::stargz::{Limits, Toc};
 
-/// The least that is read of a blob's end, in bytes: the TOC of a layer of a few hundred files.
-const MIN_TAIL: u64 = 64 << 10;
-/// The most that is read of a blob's end before its footer is known, in bytes.
-const MAX_TAIL: u64 = 1 << 20;
-/// The least that is read of a blob's end on the word of the manifest, in bytes.
-const MIN_HINTED: u64 = 4 << 10;
 /// A TOC compresses at least this well: its digests are hexadecimal, and its keys always the same.
 const RATIO: u64 = 2;
 /// How many TOCs are read at the same time: each takes up to 1 MiB until it is an index.
@@ -42,10 +35,6 @@ const READERS: usize = 16;
 const LARGE: u64 = 4 << 20;
 /// How long it is remembered where a TOC was read: its layer is mounted in that time.
 const KEEP_SOURCES: Duration = Duration::from_secs(60);
-/// A TOC is rarely more than this part of its blob (layers of tiny files apart); reading so much
-/// of the end saves a round trip, and costs little where it is too much.
-const TAIL_SHARE: u64 = 64;
-
 /// Makes indexes, each once however many ask.
 pub(super) struct Resolver {
     client: registry::Client,
@@ -247,89 +236,12 @@ impl Build {
     }
 }
 
-/// How much of the blob's end to read, by the word of whoever wrote the manifest: where the TOC
-/// begins. It saves a request where the TOC is longer than the usual guess; the footer decides.
-fn hint(layer: &Descriptor, most: u64) -> Option<u64> {
-    let offset: u64 = layer
-        .annotations
-        .get(annotation::TOC_OFFSET)?
-        .parse()
-        .ok()?;
-    let tail = layer.size.checked_sub(offset)?;
-    (tail <= most.saturating_add(Footer::MAX_LEN as u64)).then_some(tail)
-}
-
-/// A blob whose TOC is to be read.
-struct Reading<'a> {
-    source: &'a dyn RangeSource,
-    /// The longest TOC that is read, compressed, in bytes.
-    most: u64,
-    /// For what is too long to be held in memory.
-    folder: &'a Path,
-}
-
-impl Reading<'_> {
-    /// Reads the end of the blob, finds the footer there and the TOC before it: one request, or two
-    /// where the TOC is longer than was `hinted` or guessed.
-    async fn toc_member(&self, hinted: Option<u64>) -> Result<(u64, SpoolPart), NotLazy> {
-        let size = self.source.size();
-        let usual = (size / TAIL_SHARE).clamp(MIN_TAIL, MAX_TAIL);
-        let guess = hinted.unwrap_or(usual).max(MIN_HINTED).min(size);
-        if size == 0 {
-            return Err(NotLazy::PlainGzip);
-        }
-        let tail_start = size - guess;
-        let tail = self.range(tail_start..size).await?;
-        let footer = footer(&tail, size)?;
-        let end = size - footer.len() as u64;
-        let claimed = end - footer.toc_offset;
-        if claimed > self.most {
-            let most = self.most;
-            let why = format!("a TOC of {claimed} bytes, compressed; the limit is {most}");
-            return Err(NotLazy::TooLarge(why));
-        }
-        let tail_end = end - tail_start;
-        let (spool, range) = match footer.toc_offset.checked_sub(tail_start) {
-            Some(at) => (tail, at..tail_end),
-            None => {
-                let mut all = self.range(footer.toc_offset..tail_start).await?;
-                all.push_from(&tail, 0..tail_end).map_err(unspooled)?;
-                (all, 0..claimed)
-            }
-        };
-        Ok((footer.toc_offset, SpoolPart { spool, range }))
-    }
-
-    async fn range(&self, range: Range<u64>) -> Result<Spool, NotLazy> {
-        let mut spool = Spool::new(self.folder.to_owned());
-        let mut stream = self.source.range(range).await?;
-        while let Some(piece) = stream.try_next().await? {
-            spool.push(&piece).map_err(unspooled)?;
-        }
-        Ok(spool)
-    }
-}
-
 /// A TOC that is not taken.
 fn refused(error: crate::stargz::Error) -> NotLazy {
     match error {
         crate::stargz::Error::TocTooLarge { .. } => NotLazy::TooLarge(error.to_string()),
         error => NotLazy::Invalid(error.to_string()),
     }
-}
-
-fn footer(tail: &Spool, size: u64) -> Result<Footer, NotLazy> {
-    let mut last = Vec::with_capacity(Footer::MAX_LEN);
-    let start = tail.len().saturating_sub(Footer::MAX_LEN as u64);
-    let mut reader = tail.reader(start..tail.len());
-    reader.read_to_end(&mut last).map_err(unspooled)?;
-    Footer::parse(&last, size)
-        .map_err(|error| NotLazy::Invalid(error.to_string()))?
-        .ok_or(NotLazy::PlainGzip)
-}
-
-fn unspooled(error: io::Error) -> NotLazy {
-    NotLazy::Local(format!("a TOC on its way could not be kept: {error}"))
 }
 
 /// Whether a file has an index's name: two digests.
@@ -341,122 +253,4 @@ fn is_index(path: &Path) -> bool {
     let hex = |text: &str| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
     name.split_once('-')
         .is_some_and(|(layer, toc)| hex(layer) && hex(toc))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    use futures::FutureExt as _;
-    use futures::future::BoxFuture;
-    use futures::stream::{self, StreamExt as _};
-
-    use bytes::Bytes;
-
-    use super::*;
-    use crate::oci::MediaType;
-    use crate::registry::ByteStream;
-
-    struct Memory {
-        bytes: Bytes,
-        requests: AtomicU32,
-    }
-
-    impl RangeSource for Memory {
-        fn digest(&self) -> Digest {
-            Digest::of(&self.bytes)
-        }
-
-        fn size(&self) -> u64 {
-            self.bytes.len() as u64
-        }
-
-        fn range(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, registry::Error>> {
-            self.requests.fetch_add(1, Ordering::SeqCst);
-            let piece = self.bytes.slice(range.start as usize..range.end as usize);
-            async move { Ok(stream::iter([Ok(piece)]).boxed()) }.boxed()
-        }
-    }
-
-    /// A blob whose TOC has this many bytes, after as much content as makes the usual guess wrong.
-    fn blob(toc: usize) -> Memory {
-        let real = include_bytes!("../stargz/testdata/estargz.blob");
-        let footer = &real[real.len() - Footer::MAX_LEN..];
-        let found = Footer::parse(footer, real.len() as u64).unwrap().unwrap();
-        // The footer says where the TOC begins, so content is put where it says nothing of.
-        let begin = usize::try_from(found.toc_offset).unwrap();
-        let mut bytes = vec![1; begin];
-        bytes.resize(begin + toc, 2);
-        bytes.extend_from_slice(footer);
-        Memory {
-            bytes: bytes.into(),
-            requests: AtomicU32::new(0),
-        }
-    }
-
-    #[tokio::test]
-    async fn a_hint_saves_a_request_and_a_wrong_one_costs_one() {
-        let folder = tempfile::tempdir().unwrap();
-        // One that is held in memory, and one that is not.
-        for size in [200_000, 3_000_000_u64] {
-            for (hinted, requests) in [
-                (None, 2),
-                (Some(size + 51), 1),
-                (Some(size + 20), 2),
-                (Some(0), 2),
-                (Some(u64::MAX), 1),
-            ] {
-                let blob = blob(size as usize);
-                let reading = Reading {
-                    source: &blob,
-                    most: size,
-                    folder: folder.path(),
-                };
-                let (at, part) = reading.toc_member(hinted).await.unwrap();
-                assert_eq!(at + size + 51, blob.size(), "{hinted:?}");
-                let mut member = Vec::new();
-                part.spool
-                    .reader(part.range)
-                    .read_to_end(&mut member)
-                    .unwrap();
-                assert!(member.len() as u64 == size && member.iter().all(|byte| *byte == 2));
-                let reading = Reading {
-                    most: size - 1,
-                    ..reading
-                };
-                let refused = reading.toc_member(hinted).await;
-                assert!(matches!(refused, Err(NotLazy::TooLarge(_))), "{hinted:?}");
-                blob.requests.fetch_sub(1, Ordering::SeqCst);
-                assert_eq!(blob.requests.into_inner(), requests, "{hinted:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_hint_is_believed_within_bounds() {
-        for (text, tail) in [
-            ("900", Some(100)),
-            ("1000", Some(0)),
-            ("1001", None),
-            ("-1", None),
-            ("", None),
-            ("18446744073709551616", None),
-        ] {
-            let annotations = [(annotation::TOC_OFFSET.to_owned(), text.to_owned())];
-            let layer = |size| Descriptor {
-                media_type: MediaType::OciTarGzip,
-                digest: Digest::of(b""),
-                size,
-                annotations: annotations.clone().into(),
-                platform: None,
-                extra: serde_json::Map::new(),
-            };
-            assert_eq!(hint(&layer(1000), 1 << 20), tail, "{text}");
-            assert_eq!(
-                hint(&layer(u64::MAX), 1 << 20),
-                None,
-                "{text}: too much to read at once"
-            );
-        }
-    }
 }

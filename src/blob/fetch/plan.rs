@@ -15,8 +15,6 @@ use crate::blob::map::{LayerMap, Member, MemberId};
 
 /// Compressed bytes that one request for a blocked reader brings at most, with what else was asked for beside it.
 const SEGMENT: u64 = 2 << 20;
-/// The prefetch list is one request (the eStargz landmark says so), within reason.
-const LIST_SEGMENT: u64 = 64 << 20;
 /// Members nobody asked for that are fetched along, because a second request costs more than
 /// their bytes: about a quarter of a millisecond at 1 Gbit/s.
 const GAP: u64 = 32 << 10;
@@ -184,7 +182,7 @@ impl Plan {
         for (class, limit) in [
             (Class::Urgent, SEGMENT),
             (Class::Ahead, room.part),
-            (Class::List, LIST_SEGMENT),
+            (Class::List, room.part),
         ] {
             if low >= room.requests && class != Class::Urgent {
                 break;
