@@ -129,6 +129,8 @@ class Node(Script):
             shutil.copytree(profiles, os.path.join(folder, "node", "crfs", "profiles"))
         with open(os.path.join(folder, "node", "crfs.toml"), "w", encoding="utf-8") as file:
             file.write(config)
+            if crfs and not server:
+                file.write(f'\n[containerd]\naddress = "{folder}/node/containerd.sock"\n')
         options = ["--server", server] if server else [] if crfs else ["--no-crfs"]
         super().__init__(folder, "--only", "node", *options)
         self.containers = 0

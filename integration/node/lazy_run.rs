@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::bed::{self, Bed};
+use crate::serve;
 
 const FOREGROUND_ONLY: &str = "[fetch]\nbackground = false\n";
 
@@ -43,6 +44,36 @@ fn an_image_runs_with_a_fraction_of_it_downloaded() {
         ran,
         "a second container downloads nothing"
     );
+}
+
+/// containerd reads the manifest; what crfs needs to know of it it can have from there.
+#[test]
+fn what_containerd_has_of_an_image_is_not_asked_for_again() {
+    let mut bed = Bed::up(FOREGROUND_ONLY, &[]);
+    let numpy = bed.convert(&bed::image("numpy"), "numpy:lazy");
+    let busybox = bed.convert(&bed::image("busybox"), "busybox:lazy");
+    let read = |bed: &Bed| bed.relay("GET", "counts")["manifests"].as_u64().unwrap();
+    // How often the manifest is sent for a pull, beside once to this test.
+    let times_sent = |bed: &Bed, image: &str| {
+        bed.relay("POST", "reset");
+        manifest(bed, image);
+        let once = read(bed);
+        bed.pull("crfs", image);
+        (read(bed) - once) as f64 / once as f64
+    };
+    let root = bed.crfs_root();
+    let unknown = times_sent(&bed, &busybox);
+    assert_eq!(unknown, 2.0, "it is not known where containerd is");
+    let lazy = serve::lazy_mounts(&root).len();
+
+    let (config, socket) = (bed.value("CRFS_CONFIG"), bed.value("CONTAINERD_SOCKET"));
+    let said = format!("{FOREGROUND_ONLY}[containerd]\naddress = \"{socket}\"\n");
+    fs::write(config, said).unwrap();
+    bed.tell("crfs stop");
+    bed.tell("crfs start");
+    bed.wait_for_crfs();
+    assert_eq!(times_sent(&bed, &numpy), 1.0, "{}", bed.crfs_log());
+    assert_eq!(serve::lazy_mounts(&root).len(), lazy + 4);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::config::problems::{Section, section};
-use crate::{blob, cri, fs, layer, metrics, registry, telemetry};
+use crate::{blob, containerd, cri, fs, layer, metrics, registry, telemetry};
 
 pub use problems::Problem;
 pub use reload::{Changes, RELOADABLE};
@@ -25,11 +25,12 @@ pub use reload::{Changes, RELOADABLE};
 const DEFAULT_FILE: &str = "/etc/crfs/config.toml";
 
 /// The sections, each with the module that declares it.
-static SECTIONS: [Section; 10] = [
+static SECTIONS: [Section; 11] = [
     section::<telemetry::Config>("log"),
     section::<metrics::Config>("metrics"),
     section::<registry::Config>("registry"),
     section::<registry::CredentialsConfig>("credentials"),
+    section::<containerd::Config>("containerd"),
     section::<cri::Config>("cri"),
     section::<blob::fetch::Config>("fetch"),
     section::<blob::cache::Config>("cache"),
@@ -54,6 +55,8 @@ pub struct Config {
     pub registry: registry::Config,
     /// `[credentials]`
     pub credentials: registry::CredentialsConfig,
+    /// `[containerd]`
+    pub containerd: containerd::Config,
     /// `[cri]`
     pub cri: cri::Config,
     /// `[fetch]`
@@ -77,6 +80,7 @@ impl Default for Config {
             metrics: metrics::Config::default(),
             registry: registry::Config::default(),
             credentials: registry::CredentialsConfig::default(),
+            containerd: containerd::Config::default(),
             cri: cri::Config::default(),
             fetch: blob::fetch::Config::default(),
             cache: blob::cache::Config::default(),
@@ -213,6 +217,10 @@ impl Config {
             ("address", Some(&self.address)),
             ("cri.listen", self.cri.listen.as_ref()),
             ("cri.containerd", Some(&self.cri.containerd)),
+            (
+                "containerd.address",
+                Some(&self.containerd.address).filter(|path| !path.as_os_str().is_empty()),
+            ),
         ];
         for (key, path) in named {
             if let Some(path) = path.filter(|path| !path.is_absolute()) {

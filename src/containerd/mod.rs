@@ -13,6 +13,7 @@ mod socket;
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -30,6 +31,24 @@ use crate::oci::Descriptor;
 
 /// Where containerd serves if nobody says otherwise.
 pub const SOCKET: &str = "/run/containerd/containerd.sock";
+
+/// Section `[containerd]` of the configuration: the containerd that pulls with crfs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Its socket. The manifest and the config of an image that it pulls are read from its content store; where it cannot
+    /// be reached, or if this is empty, from the registry once more. Default `/run/containerd/containerd.sock`.
+    pub address: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            address: PathBuf::from(SOCKET),
+        }
+    }
+}
+
 /// Largest message in either direction, in bytes (containerd's own limit).
 const MAX_MESSAGE: usize = 16 << 20;
 

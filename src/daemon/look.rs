@@ -274,6 +274,7 @@ impl Look {
                 image: self.request.image.clone(),
                 manifest: *digest,
                 layer: layer.digest,
+                namespace: None,
             };
             let target = match stacked {
                 true => make_folder(&folder.join("mounts").join(number.to_string()))?,

@@ -309,6 +309,7 @@ fn layers(
         config: config.layers.clone(),
         profiles: Folder::new(root),
         profile: config.profile.clone(),
+        containerd: config.containerd.clone(),
     };
     LiveLayers::new(parts).map_err(Error::Setup)
 }

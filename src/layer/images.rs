@@ -1,8 +1,9 @@
 //! The images being pulled: each manifest is read once, whichever layer is asked for first.
 //!
 //! containerd offers an image's layers one after another, each by a `Prepare` of its own, and says
-//! of the others at most a hint. So the first one to come makes crfs read the manifest itself, and
-//! with it start on all layers at once: their round trips overlap instead of adding up.
+//! of the others at most a hint. So the first one to come makes crfs read the manifest itself, from
+//! containerd's content store or else from the registry, and with it start on all layers at once: their
+//! round trips overlap instead of adding up.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use crate::layer::NotLazy;
 use crate::layer::flight::{Flights, Outcome};
 use crate::layer::guess::Program;
 use crate::layer::resolve::Resolver;
+use crate::layer::stored::ContentStore;
 use crate::oci::{Descriptor, Digest, Index, LayerLabels, Manifest, Reference};
 use crate::registry;
 
@@ -24,14 +26,20 @@ const MAX_CONFIG: u64 = 1 << 20;
 /// Reads manifests, verified by their digest.
 pub(super) struct Images {
     client: registry::Client,
+    store: Arc<ContentStore>,
     resolver: Arc<Resolver>,
     manifests: Flights<(Reference, Digest), Arc<Manifest>>,
 }
 
 impl Images {
-    pub(super) fn new(client: registry::Client, resolver: Arc<Resolver>) -> Self {
+    pub(super) fn new(
+        client: registry::Client,
+        store: ContentStore,
+        resolver: Arc<Resolver>,
+    ) -> Self {
         Self {
             client,
+            store: Arc::new(store),
             resolver,
             manifests: Flights::new(KEEP_MANIFEST),
         }
@@ -69,6 +77,10 @@ impl Images {
     /// The program that the image starts, if its config can be had and says one.
     pub(super) async fn program(&self, labels: &LayerLabels) -> Option<Program> {
         let manifest = self.manifest(labels).await.ok()?;
+        let namespace = labels.namespace.as_deref();
+        if let Some(config) = self.store.read(namespace, manifest.config.digest).await {
+            return Program::of_config(&config);
+        }
         let image = labels.image.with_digest(labels.manifest);
         let config = self.client.blob_bytes(&image, &manifest.config, MAX_CONFIG);
         match config.await {
@@ -85,8 +97,18 @@ impl Images {
         let image = labels.image.with_digest(labels.manifest);
         let key = (image.clone(), labels.manifest);
         let (client, resolver) = (self.client.clone(), Arc::clone(&self.resolver));
+        let (store, namespace, digest) = (
+            Arc::clone(&self.store),
+            labels.namespace.clone(),
+            labels.manifest,
+        );
         self.manifests.join(key, async move {
-            let manifest = Arc::new(read_manifest(&client, &image).await?);
+            let stored = store.read(namespace.as_deref(), digest).await;
+            let stored = stored.and_then(|bytes| Manifest::parse(&bytes).ok());
+            let manifest = Arc::new(match stored {
+                Some(manifest) => manifest,
+                None => read_manifest(&client, &image).await?,
+            });
             for layer in &manifest.layers {
                 resolver.start(&image, layer);
             }

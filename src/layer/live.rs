@@ -36,6 +36,7 @@ use parking_lot::Mutex;
 
 use crate::blob::fetch::Fetcher;
 use crate::blob::{Blob, ReadAt as _};
+use crate::containerd;
 use crate::fs::{self, Below, Index, LayerFs, NoXattrs, ServeOptions, Served, Turns, Unlisted};
 use crate::keeper::protocol::FdName;
 use crate::keeper::{Held, State};
@@ -46,6 +47,7 @@ use crate::layer::live::detached::Notes;
 use crate::layer::profile::{self, Folder, Recorder};
 use crate::layer::resolve::Resolver;
 use crate::layer::start::Start;
+use crate::layer::stored::ContentStore;
 use crate::layer::sweep::{Kept, Stays, Sweeper};
 use crate::layer::{LayerRecord, LayerUsage, Layers, NotLazy, OWN_LAYERS};
 use crate::oci::{Digest, LayerLabels, Reference};
@@ -76,6 +78,8 @@ pub struct Parts {
     pub serve: ServeOptions,
     /// Which layers may be lazy.
     pub config: super::Config,
+    /// The containerd that pulls.
+    pub containerd: containerd::Config,
     /// What starts have read.
     pub profiles: Folder,
     /// What is recorded, and what becomes of it.
@@ -135,7 +139,8 @@ impl LiveLayers {
         std::fs::create_dir_all(&parts.indexes)?;
         let (client, indexes) = (parts.client.clone(), parts.indexes.clone());
         let resolver = Resolver::new(client, indexes, &parts.config);
-        let images = Images::new(parts.client.clone(), Arc::clone(&resolver));
+        let store = ContentStore::new(&parts.containerd);
+        let images = Images::new(parts.client.clone(), store, Arc::clone(&resolver));
         let profiles = Arc::new(parts.profiles.clone());
         if let Err(error) = profiles.sweep(parts.profile.keep) {
             tracing::warn!(%error, "old profiles stay");

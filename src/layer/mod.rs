@@ -13,6 +13,7 @@ mod reason;
 mod resolve;
 mod spool;
 mod start;
+mod stored;
 mod sweep;
 mod toc;
 

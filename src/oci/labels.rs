@@ -67,6 +67,8 @@ pub struct LayerLabels {
     pub manifest: Digest,
     /// The compressed blob.
     pub layer: Digest,
+    /// The containerd namespace that it is pulled in, where that is known. No label says so, but the snapshot's key.
+    pub namespace: Option<String>,
 }
 
 impl LayerLabels {
@@ -119,6 +121,7 @@ impl LayerLabels {
             image: required(labels, label::IMAGE_REF)?,
             manifest: required(labels, label::MANIFEST_DIGEST)?,
             layer: required(labels, label::LAYER_DIGEST)?,
+            namespace: None,
         })
     }
 }
@@ -189,6 +192,7 @@ mod tests {
             image: "r.io/a:t".parse().unwrap(),
             manifest: D.parse().unwrap(),
             layer: layers[1].digest,
+            namespace: None,
         };
         let labels = named.offer(&layers, 1, D.parse().unwrap());
         assert_eq!(LayerLabels::parse(&labels), Ok(named));

@@ -230,6 +230,7 @@ impl<'a> Layers<'a> {
             image: self.name.clone(),
             manifest: self.image.digest,
             layer: layers[number].digest,
+            namespace: None,
         };
         named.offer(layers, number, self.image.chain_ids[number])
     }

@@ -35,13 +35,17 @@ impl Inner {
     /// Otherwise containerd has to unpack it: one log line has said why, and it is counted.
     pub(super) async fn answer_lazily(
         self: &Arc<Self>,
+        key: &Key,
         target: &str,
         parent: Option<&Key>,
         labels: &Labels,
     ) -> Option<Refused> {
         let given = labels.clone().into_iter().collect();
         let layer = match LayerLabels::parse(&given) {
-            Ok(layer) => layer,
+            Ok(layer) => LayerLabels {
+                namespace: key.namespace().map(str::to_owned),
+                ..layer
+            },
             Err(_) if self.has_target(target, parent) => return None,
             Err(error) => return Some(self.refuse(&error.into(), target, labels)),
         };

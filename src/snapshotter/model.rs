@@ -145,6 +145,16 @@ impl Key {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The containerd namespace that the snapshot belongs to: containerd calls it `NAMESPACE/NUMBER/NAME`
+    /// (`core/metadata/snapshot.go`, `createKey`).
+    #[must_use]
+    pub fn namespace(&self) -> Option<&str> {
+        let mut parts = self.0.splitn(3, '/');
+        let (namespace, number) = (parts.next()?, parts.next()?);
+        parts.next()?;
+        (!namespace.is_empty() && number.parse::<u64>().is_ok()).then_some(namespace)
+    }
 }
 
 impl TryFrom<String> for Key {
@@ -240,6 +250,20 @@ mod tests {
         assert!(key.to_string().len() < 300);
         let json = serde_json::to_vec(&key).unwrap();
         assert!(serde_json::from_slice::<Key>(&json).unwrap() == key);
+    }
+
+    #[test]
+    fn the_namespace_is_the_first_part_of_containerds_names() {
+        for (name, namespace) in [
+            ("k8s.io/12/extract-1 sha256:ab", Some("k8s.io")),
+            ("default/7/a/b", Some("default")),
+            ("default/x/a", None),
+            ("default/7", None),
+            ("/7/a", None),
+            ("sha256:ab", None),
+        ] {
+            assert_eq!(Key::new(name).unwrap().namespace(), namespace, "{name}");
+        }
     }
 
     #[test]

@@ -48,7 +48,10 @@ impl Inner {
         }
         let refused = match labels.get(label::SNAPSHOT_REF) {
             None => None,
-            Some(target) => match self.answer_lazily(target, parent.as_ref(), &labels).await {
+            Some(target) => match self
+                .answer_lazily(&key, target, parent.as_ref(), &labels)
+                .await
+            {
                 None => {
                     self.counts.count_lazy();
                     return Ok(Prepared::Lazy);
