@@ -1,6 +1,6 @@
 //! Registries that fail or lie: who is told, what is kept, and that the next read starts afresh.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::fakes::{Fault, layer};
 use super::tests::{node, plain, quiet, read};
@@ -81,12 +81,18 @@ async fn who_comes_late_for_what_has_just_failed_asks_for_nothing() {
     let (source, map) = layer(&plain(2, 50_000));
     let blob = node.blob(&source, map);
     source.script.lock().always = Some(Fault::Refuse);
+    let began = Instant::now();
     assert!(read(&blob, 1).await.is_err());
     // As the kernel's second request for the chunk does, when nobody has been told of the failure yet.
     blob.will_read(1..2, 0..2);
     assert!(read(&blob, 1).await.is_err());
     tokio::time::sleep(Duration::from_millis(20)).await;
-    assert_eq!(source.asked().len(), 1);
+    assert!(source.asked().len() == 1 || is_forgotten(began));
+}
+
+/// Whether a failure since then may be forgotten by now: the machine stood still.
+fn is_forgotten(since: Instant) -> bool {
+    since.elapsed() >= super::flight::MEMORY
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -95,10 +101,11 @@ async fn what_fails_before_its_reader_waits_for_it_is_not_asked_for_again() {
     let (source, map) = layer(&plain(2, 50_000));
     let blob = node.blob(&source, map);
     source.script.lock().always = Some(Fault::Refuse);
+    let began = Instant::now();
     blob.will_read(0..1, 0..1);
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert!(read(&blob, 0).await.is_err());
-    assert_eq!(source.asked().len(), 1);
+    assert!(source.asked().len() == 1 || is_forgotten(began));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -139,12 +146,14 @@ async fn a_chunk_that_two_ask_for_at_once_is_asked_for_once_when_it_fails() {
                 })
             };
             let late = Duration::from_micros(500) * chunk;
+            let began = Instant::now();
             let (first, second) = tokio::join!(ask(Duration::ZERO), ask(late));
             assert!(first.unwrap().is_err() && second.unwrap().is_err());
             // Whoever still had something to do has done it.
             tokio::time::sleep(Duration::from_millis(10)).await;
             let asked = source.script.lock().asked.split_off(0);
-            assert_eq!(asked.len(), requests, "chunk {chunk}, {late:?}: {asked:?}");
+            let once = asked.len() == requests || is_forgotten(began);
+            assert!(once, "chunk {chunk}, {late:?}: {asked:?}");
         }
     }
 }

@@ -140,15 +140,20 @@ async fn nobody_waits_for_another_where_the_registry_serves_itself() {
     server.script(move |seen, _| {
         let (start, end) = seen.range()?;
         Some(Reply {
-            delay: Some(Duration::from_millis(300)),
+            delay: Some(Duration::from_secs(1)),
             ..Reply::part(&blob, start, end)
         })
     });
-    let source = source(&client(), &server, &content);
+    let patient = Config {
+        progress_timeout: Duration::from_secs(5),
+        ..impatient()
+    };
+    let client = Client::new(patient, Arc::new(Anonymous));
+    let source = source(&client, &server, &content);
     let began = Instant::now();
     read_at_once(&source, 6).await;
     assert!(
-        began.elapsed() < Duration::from_millis(550),
+        began.elapsed() < Duration::from_millis(1900),
         "{:?}",
         began.elapsed()
     );
