@@ -13,7 +13,7 @@ use crate::layer::flight::{Flights, Outcome};
 use crate::layer::guess::Program;
 use crate::layer::resolve::Resolver;
 use crate::layer::stored::ContentStore;
-use crate::oci::{Descriptor, Digest, Index, LayerLabels, Manifest, Reference};
+use crate::oci::{Descriptor, Digest, Index, LayerLabels, MAX_MANIFEST, Manifest, Reference};
 use crate::registry;
 
 /// How long a manifest is kept after it was asked for: an image's layers come within seconds, and
@@ -78,7 +78,11 @@ impl Images {
     pub(super) async fn program(&self, labels: &LayerLabels) -> Option<Program> {
         let manifest = self.manifest(labels).await.ok()?;
         let namespace = labels.namespace.as_deref();
-        if let Some(config) = self.store.read(namespace, manifest.config.digest).await {
+        if let Some(config) = self
+            .store
+            .read(namespace, manifest.config.digest, MAX_CONFIG)
+            .await
+        {
             return Program::of_config(&config);
         }
         let image = labels.image.with_digest(labels.manifest);
@@ -103,7 +107,7 @@ impl Images {
             labels.manifest,
         );
         self.manifests.join(key, async move {
-            let stored = store.read(namespace.as_deref(), digest).await;
+            let stored = store.read(namespace.as_deref(), digest, MAX_MANIFEST).await;
             let stored = stored.and_then(|bytes| Manifest::parse(&bytes).ok());
             let manifest = Arc::new(match stored {
                 Some(manifest) => manifest,

@@ -35,6 +35,7 @@ const READERS: usize = 16;
 const LARGE: u64 = 4 << 20;
 /// How long it is remembered where a TOC was read: its layer is mounted in that time.
 const KEEP_SOURCES: Duration = Duration::from_secs(60);
+
 /// Makes indexes, each once however many ask.
 pub(super) struct Resolver {
     client: registry::Client,
@@ -48,7 +49,7 @@ pub(super) struct Resolver {
     /// Whose turn it is among large TOCs.
     large: Semaphore,
     /// Where TOCs were read lately. Their layers' content is next, and whoever asks there knows already whether the
-    /// registry serves the blob itself: it need not be asked alone first.
+    /// registry serves the blob itself.
     found: Mutex<HashMap<Digest, (Instant, Sources)>>,
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::containerd::{self, Containerd};
-use crate::oci::{Digest, MAX_MANIFEST};
+use crate::oci::Digest;
 
 /// How long containerd has to answer until the registry is asked: what it takes is a millisecond or two.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -23,12 +23,17 @@ impl ContentStore {
         }
     }
 
-    /// A document of an image in `namespace`, verified by its digest; `None` where it has to be asked for elsewhere.
-    pub(super) async fn read(&self, namespace: Option<&str>, digest: Digest) -> Option<Vec<u8>> {
+    /// A document of at most `max` bytes of an image in `namespace`, verified by its digest; `None` where it has to be asked for elsewhere.
+    pub(super) async fn read(
+        &self,
+        namespace: Option<&str>,
+        digest: Digest,
+        max: u64,
+    ) -> Option<Vec<u8>> {
         let (socket, namespace) = (self.socket.as_ref()?, namespace?);
         let read = async {
             let containerd = Containerd::connect(socket, namespace).await?;
-            containerd.read(digest, MAX_MANIFEST).await
+            containerd.read(digest, max).await
         };
         match tokio::time::timeout(PATIENCE, read).await {
             Ok(Ok(found)) => found,
@@ -54,7 +59,8 @@ mod tests {
     async fn read(address: &Path) -> Option<Vec<u8>> {
         let address = address.to_owned();
         let store = ContentStore::new(&containerd::Config { address });
-        store.read(Some("default"), Digest::of(b"manifest")).await
+        let digest = Digest::of(b"manifest");
+        store.read(Some("default"), digest, 1 << 20).await
     }
 
     #[tokio::test]

@@ -4,7 +4,6 @@ use std::io::{self, Read as _};
 use std::ops::Range;
 use std::path::Path;
 
-use bytes::Bytes;
 use futures::TryStreamExt as _;
 use futures::future::{try_join, try_join_all};
 
@@ -98,16 +97,22 @@ impl Reading<'_> {
             }
             Ok(())
         };
-        let rest = try_join_all(rest.map(|part| self.pieces(part)));
+        let rest = try_join_all(rest.map(|part| self.part(part)));
         let ((), rest) = try_join(first, rest).await?;
-        for piece in rest.into_iter().flatten() {
-            spool.push(&piece).map_err(unspooled)?;
+        for part in rest {
+            spool.push(&part).map_err(unspooled)?;
         }
         Ok(spool)
     }
 
-    async fn pieces(&self, range: Range<u64>) -> Result<Vec<Bytes>, NotLazy> {
-        Ok(self.source.range(range).await?.try_collect().await?)
+    /// Copied as it comes: what a piece takes beside its bytes is up to who sends it.
+    async fn part(&self, range: Range<u64>) -> Result<Vec<u8>, NotLazy> {
+        let mut bytes = Vec::with_capacity((range.end - range.start) as usize);
+        let mut stream = self.source.range(range).await?;
+        while let Some(piece) = stream.try_next().await? {
+            bytes.extend_from_slice(&piece);
+        }
+        Ok(bytes)
     }
 }
 
@@ -143,6 +148,8 @@ mod tests {
     use futures::FutureExt as _;
     use futures::future::BoxFuture;
     use futures::stream::{self, StreamExt as _};
+
+    use bytes::Bytes;
 
     use super::*;
     use crate::oci::{Digest, MediaType};

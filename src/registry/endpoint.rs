@@ -143,6 +143,13 @@ impl Endpoint {
         }
         if error.is_transient() || matches!(error, Error::Tls { .. }) {
             let mut health = self.health.lock();
+            // Those who asked at the same moment failed once, not in a row.
+            if health
+                .rests_until
+                .is_some_and(|until| Instant::now() < until)
+            {
+                return;
+            }
             let rest = FIRST_REST.saturating_mul(1 << health.failures.min(16));
             health.rests_until = Some(Instant::now() + rest.min(LONGEST_REST));
             health.failures += 1;

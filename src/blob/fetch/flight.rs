@@ -8,7 +8,7 @@
 //! one that comes when the flight has just ended wants no second flight: it asked before anybody was told.
 //!
 //! Locking: one mutex, nothing else is locked under it but a shard of the cache's index (in
-//! `join`, through `held`). Content is put into the cache before its flight ends, so that whoever
+//! `begin` and `join`, through `held`). Content is put into the cache before its flight ends, so that whoever
 //! finds no flight finds the content.
 
 use std::collections::{HashMap, VecDeque};
@@ -140,12 +140,12 @@ impl Flights {
         Join::Lead(outcome)
     }
 
-    /// Whether nobody waits for anything.
+    /// Whether nobody waits for anything, or is about to.
     pub(super) fn is_empty(&self) -> bool {
         self.table.lock().flights.is_empty()
     }
 
-    /// Whether someone waits for `key`.
+    /// Whether someone waits for `key`, or is about to.
     pub(super) fn awaits(&self, key: &Key) -> bool {
         self.table.lock().flights.contains_key(key)
     }

@@ -125,16 +125,6 @@ impl Layer {
         self.fetcher.flights.fail_all(self.id, &self.closed());
     }
 
-    /// Queues members and starts tasks as they are needed.
-    pub(in crate::blob) fn want(
-        self: &Arc<Self>,
-        members: impl Iterator<Item = u32>,
-        class: Class,
-    ) {
-        self.queue(members, class);
-        self.work();
-    }
-
     /// Queues members for whoever works next.
     fn queue(&self, members: impl Iterator<Item = u32>, class: Class) {
         let mut plan = self.plan.lock();
@@ -207,8 +197,8 @@ impl Layer {
         };
         let ticket = match joined {
             Join::Held => Ticket(None),
-            Join::Follow(outcome) => Ticket(Some(outcome)),
-            Join::Lead(outcome) => {
+            // Also for who follows: the flight may have begun when the read was announced.
+            Join::Follow(outcome) | Join::Lead(outcome) => {
                 self.fetcher.pool.hurry(self, info.member.0);
                 Ticket(Some(outcome))
             }
@@ -337,37 +327,40 @@ impl Layer {
     ) {
         bad.dedup_by_key(|(member, _)| *member);
         let members: Vec<_> = members.collect();
-        let bad: Vec<_> = bad
+        let bad: HashMap<_, _> = bad
             .into_iter()
             .map(|(member, what)| (member, self.corrupt(member, what)))
             .collect();
+        let (mut again, mut later) = (false, false);
         {
             let mut plan = self.plan.lock();
-            let given_up = |(member, error): &(u32, Option<ReadError>)| {
-                error.iter().for_each(|error| self.fail(*member, error));
-            };
-            bad.iter().for_each(given_up);
-            members.iter().for_each(|member| plan.landed(*member));
+            for member in members.iter().copied() {
+                let is_bad = bad.get(&member);
+                if let Some(Some(error)) = is_bad {
+                    self.fail(member, error);
+                }
+                plan.landed(member);
+                if self.awaited(member) {
+                    // It was not as promised; or someone missed it after it was delivered and before it landed, which
+                    // takes a cache that cannot store it.
+                    plan.want(member, Class::Urgent, &*self.map);
+                    again = true;
+                } else if matches!(is_bad, Some(None)) && self.fetcher.config.background {
+                    plan.rest.add(member..member + 1);
+                    later = true;
+                }
+            }
         }
         if !self.attempts.lock().is_empty() {
-            let good = |member: &&u32| bad.iter().all(|(other, _)| other != *member);
             let mut attempts = self.attempts.lock();
-            members
-                .iter()
-                .filter(good)
-                .for_each(|member| _ = attempts.remove(member));
+            let good = members.iter().filter(|member| !bad.contains_key(member));
+            good.for_each(|member| _ = attempts.remove(member));
         }
-        for (member, _) in bad.iter().filter(|(_, error)| error.is_none()) {
-            self.once_more(*member);
+        if again {
+            self.work();
         }
-        if !self.fetcher.flights.is_empty() {
-            // Someone may have missed it after it was delivered and before it landed, which takes
-            // a cache that cannot store it.
-            let again: Vec<_> = members
-                .into_iter()
-                .filter(|member| self.awaited(*member))
-                .collect();
-            self.want(again.into_iter(), Class::Urgent);
+        if later {
+            self.fetcher.add_background(self);
         }
     }
 

@@ -32,7 +32,7 @@ const REFUSED: Duration = Duration::from_secs(60);
 /// How long it is not asked for a blob of which it gave other bytes.
 const WRONG: Duration = Duration::from_secs(600);
 
-/// How many ask at once where a blob is, of a registry that never redirected.
+/// How many ask at once where a blob is, of a registry whose last blob was not elsewhere.
 const SCOUTS: u32 = 6;
 
 /// What is asked for.

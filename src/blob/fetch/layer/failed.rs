@@ -95,16 +95,6 @@ impl Layer {
         })
     }
 
-    /// Asks again for a member that was not as promised.
-    pub(super) fn once_more(self: &Arc<Self>, member: u32) {
-        if self.awaited(member) {
-            self.want(std::iter::once(member), Class::Urgent);
-        } else if self.fetcher.config.background {
-            self.plan.lock().rest.add(member..member + 1);
-            self.fetcher.add_background(self);
-        }
-    }
-
     /// Ends the flights that this layer leads for chunks of `member`, under the lock of the plan in which it stops flying.
     pub(super) fn fail(&self, member: u32, error: &ReadError) {
         self.map.chunks_of(MemberId(member), &mut |chunk| {
