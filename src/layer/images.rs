@@ -77,17 +77,13 @@ impl Images {
     /// The program that the image starts, if its config can be had and says one.
     pub(super) async fn program(&self, labels: &LayerLabels) -> Option<Program> {
         let manifest = self.manifest(labels).await.ok()?;
-        let namespace = labels.namespace.as_deref();
-        if let Some(config) = self
-            .store
-            .read(namespace, manifest.config.digest, MAX_CONFIG)
-            .await
-        {
-            return Program::of_config(&config);
-        }
         let image = labels.image.with_digest(labels.manifest);
-        let config = self.client.blob_bytes(&image, &manifest.config, MAX_CONFIG);
-        match config.await {
+        let (namespace, at) = (labels.namespace.as_deref(), &manifest.config);
+        let config = match self.store.read(namespace, at.digest, MAX_CONFIG).await {
+            Some(config) => Ok(config),
+            None => self.client.blob_bytes(&image, at, MAX_CONFIG).await,
+        };
+        match config {
             Ok(config) => Program::of_config(&config),
             Err(error) => {
                 // Nothing depends on it, and containerd has read it before.

@@ -6,7 +6,7 @@
 //! where there is none of these either, what [`super::guess`] makes of the image.
 //! It is handed out in windows over all layers, so that what is needed first does not share the link
 //! with what is needed last; within a window each layer's chunks are asked for as they lie, adjacent
-//! ones in one request.
+//! ones together.
 //!
 //! Locking: the queue is locked to change it, never across I/O.
 
@@ -26,8 +26,7 @@ use crate::oci::Digest;
 /// Bytes of content in a window; as many again may be on their way from the one before. Two of them
 /// are some 6 MB of blob: enough to fill 200 Mbit/s at 250 ms, or 1 Gbit/s at 50 ms. Measured (Python
 /// with numpy, 50 ms, 200 Mbit/s, a converted profile, medians of 3): 4 MiB 1.68 s, 8 MiB 1.57, 64 MiB
-/// 1.56 with more fetched that nobody had asked for yet; no difference by larger gaps within a request
-/// or by smaller requests.
+/// 1.56 with more fetched that nobody had asked for yet; no difference by larger gaps within a request.
 const WINDOW: u64 = 8 << 20;
 /// How often it is looked whether a window has arrived: of the order of a short round trip.
 const LOOK: Duration = Duration::from_millis(3);

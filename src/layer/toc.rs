@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use futures::TryStreamExt as _;
-use futures::future::{try_join, try_join_all};
+use futures::future::try_join_all;
 
 use crate::layer::NotLazy;
 use crate::layer::spool::{Spool, SpoolPart};
@@ -88,43 +88,35 @@ impl Reading<'_> {
 
     /// Reads a range, in parts that are asked for at once if it is short enough for them to wait in memory.
     async fn range(&self, range: Range<u64>) -> Result<Spool, NotLazy> {
+        let parts = try_join_all(parts(range).map(|part| self.part(part))).await?;
+        let mut parts = parts.into_iter();
+        let nothing = || Spool::new(self.folder.to_owned());
+        let mut all = parts.next().unwrap_or_else(nothing);
+        for part in parts {
+            all.push_from(&part, 0..part.len()).map_err(unspooled)?;
+        }
+        Ok(all)
+    }
+
+    async fn part(&self, range: Range<u64>) -> Result<Spool, NotLazy> {
         let mut spool = Spool::new(self.folder.to_owned());
-        let (first, rest) = parts(range);
-        let first = async {
-            let mut stream = self.source.range(first).await?;
-            while let Some(piece) = stream.try_next().await? {
-                spool.push(&piece).map_err(unspooled)?;
-            }
-            Ok(())
-        };
-        let rest = try_join_all(rest.map(|part| self.part(part)));
-        let ((), rest) = try_join(first, rest).await?;
-        for part in rest {
-            spool.push(&part).map_err(unspooled)?;
+        let mut stream = self.source.range(range).await?;
+        while let Some(piece) = stream.try_next().await? {
+            spool.push(&piece).map_err(unspooled)?;
         }
         Ok(spool)
     }
-
-    /// Copied as it comes: what a piece takes beside its bytes is up to who sends it.
-    async fn part(&self, range: Range<u64>) -> Result<Vec<u8>, NotLazy> {
-        let mut bytes = Vec::with_capacity((range.end - range.start) as usize);
-        let mut stream = self.source.range(range).await?;
-        while let Some(piece) = stream.try_next().await? {
-            bytes.extend_from_slice(&piece);
-        }
-        Ok(bytes)
-    }
 }
 
-/// Cuts a range into equal parts, the first by itself.
-fn parts(range: Range<u64>) -> (Range<u64>, impl Iterator<Item = Range<u64>>) {
+/// Cuts a range into equal parts.
+fn parts(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let len = range.end - range.start;
     let count = match len {
         0..=MAX_TAIL => len.div_ceil(PART).clamp(1, PARTS),
         _ => 1,
     };
     let at = move |n: u64| range.start + len * n / count;
-    (at(0)..at(1), (1..count).map(move |n| at(n)..at(n + 1)))
+    (0..count).map(move |n| at(n)..at(n + 1))
 }
 
 fn footer(tail: &Spool, size: u64) -> Result<Footer, NotLazy> {
@@ -250,8 +242,7 @@ mod tests {
             (MAX_TAIL + 1, 1),
             (u64::MAX - 7, 1),
         ] {
-            let (first, rest) = parts(7..7 + len);
-            let all: Vec<_> = std::iter::once(first).chain(rest).collect();
+            let all: Vec<_> = parts(7..7 + len).collect();
             assert_eq!(all.len(), expected, "{len}");
             assert_eq!((all[0].start, all[expected - 1].end), (7, 7 + len));
             assert!(all.windows(2).all(|two| two[0].end == two[1].start));

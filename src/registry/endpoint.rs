@@ -66,6 +66,12 @@ struct Health {
     rests_until: Option<Instant>,
 }
 
+impl Health {
+    fn is_resting(&self) -> bool {
+        self.rests_until.is_some_and(|until| Instant::now() < until)
+    }
+}
+
 impl Endpoint {
     pub(super) fn new(
         settings: Settings,
@@ -110,12 +116,7 @@ impl Endpoint {
 
     /// Whether others are to be asked first.
     pub(super) fn is_resting(&self) -> bool {
-        let rests = self
-            .health
-            .lock()
-            .rests_until
-            .is_some_and(|until| Instant::now() < until);
-        rests || self.gate.is_closed()
+        self.health.lock().is_resting() || self.gate.is_closed()
     }
 
     /// Whether it is known to keep blobs elsewhere.
@@ -144,10 +145,7 @@ impl Endpoint {
         if error.is_transient() || matches!(error, Error::Tls { .. }) {
             let mut health = self.health.lock();
             // Those who asked at the same moment failed once, not in a row.
-            if health
-                .rests_until
-                .is_some_and(|until| Instant::now() < until)
-            {
+            if health.is_resting() {
                 return;
             }
             let rest = FIRST_REST.saturating_mul(1 << health.failures.min(16));

@@ -11,6 +11,7 @@
 //! `begin` and `join`, through `held`). Content is put into the cache before its flight ends, so that whoever
 //! finds no flight finds the content.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,17 @@ struct Flight {
     waiters: Vec<(u64, oneshot::Sender<Outcome>)>,
 }
 
+/// What comes of beginning a flight.
+enum Begun<'a> {
+    Now(&'a mut Flight),
+    /// There was one.
+    Before(&'a mut Flight),
+    /// None is needed: the content is in the cache.
+    Held,
+    /// None begins: this layer's last one has just failed.
+    Failed(ReadError),
+}
+
 /// All flights of a process.
 #[derive(Default)]
 pub(super) struct Flights {
@@ -67,6 +79,25 @@ struct Failure {
 }
 
 impl Table {
+    /// Begins the flight of `key`, unless there is one or needs to be none.
+    fn begin(&mut self, key: Key, layer: u64, held: &dyn Fn() -> bool) -> Begun<'_> {
+        if !self.flights.contains_key(&key) {
+            if held() {
+                return Begun::Held;
+            }
+            if let Some(error) = self.recall(&key, layer) {
+                return Begun::Failed(error);
+            }
+        }
+        match self.flights.entry(key) {
+            Entry::Occupied(flight) => Begun::Before(flight.into_mut()),
+            Entry::Vacant(place) => Begun::Now(place.insert(Flight {
+                leader: layer,
+                waiters: Vec::new(),
+            })),
+        }
+    }
+
     /// Ends a flight without content.
     fn fail(&mut self, key: Key, flight: Flight, error: &ReadError) {
         let leader = flight.leader;
@@ -97,47 +128,31 @@ impl Table {
 impl Flights {
     /// Begins the flight of `key` for those who will join; yields whether it is up to `layer` to bring it.
     pub(super) fn begin(&self, key: Key, layer: u64, held: &dyn Fn() -> bool) -> bool {
-        let mut table = self.table.lock();
-        if let Some(flight) = table.flights.get(&key) {
-            return flight.leader == layer;
+        match self.table.lock().begin(key, layer, held) {
+            Begun::Now(_) => true,
+            Begun::Before(flight) => flight.leader == layer,
+            Begun::Held | Begun::Failed(_) => false,
         }
-        if held() || table.recall(&key, layer).is_some() {
-            return false;
-        }
-        let waiters = Vec::new();
-        table.flights.insert(
-            key,
-            Flight {
-                leader: layer,
-                waiters,
-            },
-        );
-        true
     }
 
     /// Waits for `key` on behalf of `layer`.
     pub(super) fn join(&self, key: Key, layer: u64, held: &dyn Fn() -> bool) -> Join {
-        let mut table = self.table.lock();
         let (tell, outcome) = oneshot::channel();
-        if let Some(flight) = table.flights.get_mut(&key) {
-            flight.waiters.push((layer, tell));
-            return Join::Follow(outcome);
+        match self.table.lock().begin(key, layer, held) {
+            Begun::Now(flight) => {
+                flight.waiters.push((layer, tell));
+                Join::Lead(outcome)
+            }
+            Begun::Before(flight) => {
+                flight.waiters.push((layer, tell));
+                Join::Follow(outcome)
+            }
+            Begun::Held => Join::Held,
+            Begun::Failed(error) => {
+                let _ = tell.send(Some(Err(error)));
+                Join::Follow(outcome)
+            }
         }
-        if held() {
-            return Join::Held;
-        }
-        if let Some(error) = table.recall(&key, layer) {
-            let _ = tell.send(Some(Err(error)));
-            return Join::Follow(outcome);
-        }
-        table.flights.insert(
-            key,
-            Flight {
-                leader: layer,
-                waiters: vec![(layer, tell)],
-            },
-        );
-        Join::Lead(outcome)
     }
 
     /// Whether nobody waits for anything, or is about to.

@@ -125,14 +125,6 @@ impl Layer {
         self.fetcher.flights.fail_all(self.id, &self.closed());
     }
 
-    /// Queues members for whoever works next.
-    fn queue(&self, members: impl Iterator<Item = u32>, class: Class) {
-        let mut plan = self.plan.lock();
-        for member in members {
-            plan.want(member, class, &*self.map);
-        }
-    }
-
     /// Starts as many tasks as the queues can use.
     pub(in crate::blob) fn work(self: &Arc<Self>) {
         let most = self.fetcher.config.max_connections.get() as usize;
@@ -163,7 +155,10 @@ impl Layer {
             .map(|info| info.member.0)
             .collect();
         members.dedup();
-        self.queue(members.into_iter(), class);
+        let mut plan = self.plan.lock();
+        for member in members {
+            plan.want(member, class, &*self.map);
+        }
     }
 
     /// Sees to it that all that a reader will wait for, chunk by chunk, is on its way together. The flights begin here:

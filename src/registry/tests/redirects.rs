@@ -86,24 +86,18 @@ async fn an_expired_url_is_renewed_once_for_all_who_read() {
     });
     storage.script(|seen, _| seen.target.ends_with("key=1").then(|| Reply::new(403)));
     let before = server.count(&path);
-    let readers = (0..16u64).map(|n| {
-        let source = Arc::clone(&source);
-        tokio::spawn(async move { read(&source, n * 4_000, (n + 1) * 4_000).await })
-    });
-    for (n, reader) in readers.collect::<Vec<_>>().into_iter().enumerate() {
-        assert!(reader.await.unwrap().unwrap() == content[n * 4_000..][..4_000]);
-    }
+    read_at_once(&source, &content, 16).await;
     assert_eq!(server.count(&path) - before, 1);
 }
 
 /// So many read a blob at once.
-async fn read_at_once(source: &Arc<dyn RangeSource>, readers: u64) {
+async fn read_at_once(source: &Arc<dyn RangeSource>, content: &[u8], readers: u64) {
     let readers = (0..readers).map(|n| {
         let source = Arc::clone(source);
         tokio::spawn(async move { read(&source, n * 4_000, (n + 1) * 4_000).await })
     });
-    for reader in readers.collect::<Vec<_>>() {
-        reader.await.unwrap().unwrap();
+    for (n, reader) in readers.collect::<Vec<_>>().into_iter().enumerate() {
+        assert!(reader.await.unwrap().unwrap() == content[n * 4_000..][..4_000]);
     }
 }
 
@@ -116,7 +110,7 @@ async fn the_first_readers_ask_a_registry_that_redirects_once() {
     let other = client.blob(&other, Digest::of(&content), 64_000).unwrap();
     read(&other, 0, 1).await.unwrap();
     storage.reset();
-    read_at_once(&source(&client, &server, &content), 16).await;
+    read_at_once(&source(&client, &server, &content), &content, 16).await;
     assert_eq!(server.count(&path), 2, "the challenge, then one redirect");
     assert_eq!(storage.count("/signed"), 16);
 }
@@ -124,7 +118,7 @@ async fn the_first_readers_ask_a_registry_that_redirects_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_few_of_the_first_readers_ask_a_registry_that_nobody_knows() {
     let (server, storage, content, path) = with_storage(64_000);
-    read_at_once(&source(&private_client(), &server, &content), 16).await;
+    read_at_once(&source(&private_client(), &server, &content), &content, 16).await;
     let asked = server.count(&path);
     assert!(
         (2..=12).contains(&asked),
@@ -151,7 +145,7 @@ async fn nobody_waits_for_another_where_the_registry_serves_itself() {
     let client = Client::new(patient, Arc::new(Anonymous));
     let source = source(&client, &server, &content);
     let began = Instant::now();
-    read_at_once(&source, 6).await;
+    read_at_once(&source, &content, 6).await;
     assert!(
         began.elapsed() < Duration::from_millis(1900),
         "{:?}",
