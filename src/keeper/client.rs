@@ -14,7 +14,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFla
 
 use super::control::{MESSAGE_MAX, Reply, Request};
 use super::protocol::wire;
-use super::{Error, Folder, KEEPER_NAME, Program, ROOT_VARIABLE, signals};
+use super::{Error, Folder, KEEPER_NAME, Program, ROOT_VARIABLE, memory, signals};
 
 /// How long a keeper may take to appear.
 const APPEAR: Duration = Duration::from_secs(5);
@@ -190,6 +190,7 @@ pub fn front(attach: &Attach, program: &Program) -> Result<i32, Error> {
             }
             Err(error) => return Err(error),
         }
+        memory::forget_code();
         match watch(&keeper, &signals)? {
             Outcome::Ended(code) => {
                 keeper.see_off();

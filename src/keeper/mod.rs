@@ -15,11 +15,12 @@
 //! Keeper and server hold the same descriptors, so either may die. Only both at once is a loss.
 //!
 //! What runs in the keeper is `process` and no more; what it shares with the others is the names (`folder`),
-//! the messages ([`protocol`] and `control`) and `signals`. `main` calls [`run_if_keeper`] before anything else.
+//! the messages ([`protocol`] and `control`), `signals`, and how all that only wait stay small (`memory`). `main` calls [`run_if_keeper`] before anything else.
 
 mod client;
 mod control;
 mod folder;
+mod memory;
 mod process;
 mod program;
 pub mod protocol;
@@ -28,6 +29,7 @@ mod signals;
 
 pub use client::{Attach, front, is_there, let_go, state, stop, upgrade};
 pub use folder::Folder;
+pub(crate) use memory::forget_code;
 pub use process::{is_started_as, run_if_keeper};
 pub use program::Program;
 pub(crate) use protocol::wire;

@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use super::message::{Batch, LONGEST, messages};
-use crate::keeper::{is_started_as, wire};
+use crate::keeper::{forget_code, is_started_as, wire};
 
 /// The process's name in `argv[0]` and for `ps`.
 const NAME: &str = "page-filler";
@@ -115,6 +115,7 @@ pub fn run_if_filler() -> Option<ExitCode> {
         return None;
     }
     let _ = rustix::thread::set_name(c"page-filler");
+    forget_code();
     fill(io::stdin().as_fd());
     Some(ExitCode::SUCCESS)
 }

@@ -13,8 +13,8 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::Resource;
 
 use super::child::{OOM_SCORE, Origin};
-use super::{Keeper, memory, note};
-use crate::keeper::{Folder, KEEPER_NAME, ROOT_VARIABLE, signals};
+use super::{Keeper, note};
+use crate::keeper::{Folder, KEEPER_NAME, ROOT_VARIABLE, memory, signals};
 
 /// Among the last to be killed for memory.
 const OOM_SPARE: &str = "-999";

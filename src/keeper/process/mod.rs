@@ -6,8 +6,7 @@
 //! 4. [`child`]: starts the server with them;
 //! 5. [`hear`]: what the server says, in systemd's protocol;
 //! 6. [`talk`]: what fronts and commands ask;
-//! 7. [`begin`]: how a process becomes the keeper; [`spec`]: what it was told to run; [`memory`]: how it
-//!    stays small.
+//! 7. [`begin`]: how a process becomes the keeper; [`spec`]: what it was told to run.
 //!
 //! It keeps, starts, and passes on. It reads no request of a file system, no configuration, no network, and
 //! never waits for anybody: every answer is sent or dropped.
@@ -30,7 +29,6 @@ mod begin;
 mod child;
 mod course;
 mod hear;
-mod memory;
 mod shelf;
 mod spec;
 mod talk;
@@ -51,7 +49,7 @@ use self::spec::Spec;
 use self::talk::{Connection, Role};
 use super::control::Reply;
 use super::protocol::FdName;
-use super::{Folder, LOCK, signals};
+use super::{Folder, LOCK, memory, signals};
 
 /// How long a ready server may be silent, unless it says otherwise (`WATCHDOG_USEC=`).
 const SILENCE: Duration = Duration::from_secs(30);

@@ -1,10 +1,10 @@
-//! How the keeper stays small, although its program is the whole daemon's.
+//! How keeper, front and the like stay small, although their program is the whole daemon's.
 
 use rustix::mm::Advice;
 
-/// Gives back the code that only a start needs: three quarters of what the keeper would hold. Whatever was run
+/// Gives back the code that only a start needs: three quarters of what the keeper would hold, and the front. Whatever was run
 /// once stays resident, with its neighbours. Only memory depends on it.
-pub(super) fn forget_code() {
+pub(crate) fn forget_code() {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     for (from, to) in maps.lines().filter_map(clean) {
         // SAFETY: a private mapping of a file that was never writable holds just what is in the file,
