@@ -44,6 +44,7 @@ use crate::layer::devices::Devices;
 use crate::layer::flight::Flights;
 use crate::layer::images::{self, Images};
 use crate::layer::live::detached::Notes;
+use crate::layer::opened::Opened;
 use crate::layer::profile::{self, Folder, Recorder};
 use crate::layer::resolve::Resolver;
 use crate::layer::start::Start;
@@ -88,7 +89,6 @@ pub struct Parts {
 
 struct Mount {
     record: LayerRecord,
-    index: Arc<Index>,
     tree: Arc<LayerFs>,
     blob: Arc<Blob>,
     served: Served,
@@ -105,6 +105,7 @@ pub struct LiveLayers {
     looked: Mutex<HashMap<DeviceId, Turns>>,
     resolver: Arc<Resolver>,
     images: Images,
+    opened: Opened,
     mounts: Mutex<HashMap<PathBuf, Mount>>,
     /// What is served though it was unmounted, by the name of its descriptor.
     detached: Mutex<HashMap<FdName, Mount>>,
@@ -164,6 +165,7 @@ impl LiveLayers {
             looked: Mutex::default(),
             resolver,
             images,
+            opened: Opened::default(),
             mounts: Mutex::default(),
             detached: Mutex::default(),
             notes,
@@ -247,15 +249,15 @@ impl LiveLayers {
         start: Option<&Arc<Start>>,
     ) -> Result<Attached, NotLazy> {
         let _unswept = self.sweeping.read().await;
-        let index = match Index::open(&self.index_of(record), &record.toc) {
-            Ok(index) => Arc::new(index),
+        let index = match self.index(record) {
+            Ok(index) => index,
             Err(error) => return Ok(Attached::NoIndex(error)),
         };
         let blob = self.blob(record, &index)?;
         if let Some(start) = start {
             start.opened(record.layer, &index, &blob);
         }
-        let tree = Arc::new(LayerFs::new(Arc::clone(&index), Arc::clone(&blob) as _));
+        let tree = Arc::new(LayerFs::new(index, Arc::clone(&blob) as _));
         if !record.unlisted.is_empty() {
             tree.set_unlisted(record.unlisted.clone());
         }
@@ -269,7 +271,6 @@ impl LiveLayers {
         tokio::spawn(content::read_ahead(Arc::downgrade(&blob), served.device()));
         let mount = Mount {
             record: record.clone(),
-            index,
             tree,
             blob,
             served,
@@ -319,7 +320,7 @@ impl LiveLayers {
         let mounted = mounts
             .values()
             .chain(detached.values())
-            .map(|mount| (&mount.record, Some(Arc::clone(&mount.index))));
+            .map(|mount| (&mount.record, Some(Arc::clone(mount.tree.index()))));
         // Of two for one path the later stays: the one that is open.
         live.chain(mounted)
             .map(|(record, index)| (self.index_of(record), Stays::new(record.clone(), index)))
@@ -328,6 +329,10 @@ impl LiveLayers {
 
     fn index_of(&self, record: &LayerRecord) -> PathBuf {
         self.resolver.index_path(&record.layer, &record.toc)
+    }
+
+    fn index(&self, record: &LayerRecord) -> Result<Arc<Index>, fs::index::Error> {
+        self.opened.open(&self.index_of(record), &record.toc)
     }
 }
 
@@ -454,7 +459,7 @@ impl Layers for LiveLayers {
     fn usage(&self, target: &Path) -> Option<LayerUsage> {
         let mounts = self.mounts.lock();
         let mount = mounts.get(target).filter(|mount| !mount.served.is_over())?;
-        let summary = mount.index.summary();
+        let summary = mount.tree.index().summary();
         let bytes = mount.blob.space().layer.saturating_add(summary.index);
         Some(LayerUsage {
             bytes,

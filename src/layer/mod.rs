@@ -8,6 +8,7 @@ mod flight;
 mod guess;
 mod images;
 mod live;
+mod opened;
 pub mod profile;
 mod reason;
 mod resolve;

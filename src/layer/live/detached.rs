@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fs::{self as layer_fs, Index, LayerFs};
+use crate::fs::{self as layer_fs, LayerFs};
 use crate::keeper::protocol::FdName;
 use crate::layer::devices::name_of;
 use crate::layer::live::{LiveLayers, Mount, local};
@@ -125,10 +125,9 @@ impl LiveLayers {
             minor,
             layer: record,
         } = self.notes.read(name).map_err(local)?;
-        let index = Index::open(&self.index_of(&record), &record.toc).map_err(local)?;
-        let index = Arc::new(index);
+        let index = self.index(&record).map_err(local)?;
         let blob = self.blob(&record, &index)?;
-        let tree = Arc::new(LayerFs::new(Arc::clone(&index), Arc::clone(&blob) as _));
+        let tree = Arc::new(LayerFs::new(index, Arc::clone(&blob) as _));
         tree.set_unlisted(record.unlisted.clone());
         let device = self.devices.detached(name, DeviceId { major, minor });
         let device = device.ok_or_else(|| local("its descriptor is gone"))?;
@@ -137,7 +136,6 @@ impl LiveLayers {
         let served = tokio::task::spawn_blocking(serve).await.map_err(local)??;
         let mount = Mount {
             record,
-            index,
             tree,
             blob,
             served,

@@ -91,7 +91,7 @@ impl LiveLayers {
         let (mut reports, blobs): (Vec<_>, Vec<_>) = {
             let mounts = self.mounts.lock();
             let mounts = mounts.iter().map(|(target, mount)| {
-                let summary = mount.index.summary();
+                let summary = mount.tree.index().summary();
                 let report = MountReport {
                     target: target.clone(),
                     record: mount.record.clone(),

@@ -108,8 +108,7 @@ impl LiveLayers {
             toc,
             unlisted: Vec::new(),
         };
-        let index = Index::open(&self.index_of(&record), &record.toc).map_err(local)?;
-        let index = Arc::new(index);
+        let index = self.index(&record).map_err(local)?;
         let blob = {
             // Under the lock that is held while a mount is entered: it is held here or there.
             let mounts = self.mounts.lock();
@@ -136,7 +135,7 @@ impl LiveLayers {
                 cold &= !std::mem::replace(&mut mount.is_started, true);
                 Some(Mounted {
                     record: mount.record.clone(),
-                    index: Arc::clone(&mount.index),
+                    index: Arc::clone(mount.tree.index()),
                     blob: Arc::clone(&mount.blob),
                 })
             });
