@@ -10,7 +10,7 @@
 //! least recently used content goes first; whatever a disk does (full, failing, garbled) becomes
 //! a miss, and writing is tried again by itself.
 //!
-//! Locking: `writer` (one appends at a time) before `packs` (a read holds it for one look-up),
+//! Locking: `sweeping` before all others; `writer` (one appends at a time) before `packs` (a read holds it for one look-up),
 //! `wholes` or a shard of the index (likewise); the inner ones are never held together. A read
 //! takes neither `writer` nor any lock during I/O.
 //!
@@ -136,6 +136,8 @@ pub struct Cache {
     wholes: Mutex<HashMap<Digest, Arc<Whole>>>,
     boot: Option<[u8; 16]>,
     writer: Mutex<Writer>,
+    /// Held by the one sweep that there can be.
+    sweeping: Mutex<()>,
     counters: Counters,
     clock: Clock,
     max_size: u64,
@@ -156,6 +158,7 @@ impl Cache {
             wholes: Mutex::default(),
             boot: sums::boot(),
             writer: Mutex::new(Writer::default()),
+            sweeping: Mutex::default(),
             counters: Counters::default(),
             clock: Clock::new(),
             max_size,
@@ -361,6 +364,6 @@ impl Clock {
         let ticks = u32::try_from(self.start.elapsed().as_millis() >> 6).unwrap_or(u32::MAX);
         #[cfg(test)]
         let ticks = ticks + self.skipped.load(Ordering::Relaxed);
-        ticks.saturating_add(1)
+        ticks.saturating_add(1).min(index::LATEST)
     }
 }

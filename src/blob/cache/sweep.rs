@@ -2,17 +2,19 @@
 //!
 //! The bound and the eviction keep a cache from growing; this makes it shrink when images are
 //! removed. A [`Sweep`] is told of each content that stays; what is left is forgotten, and packs
-//! of which much is dead are written anew without it. It takes 16 bytes of memory per content
-//! held, however many contents stay.
+//! of which much is dead are written anew without it. What is left is marked in the index itself: a
+//! sweep takes no memory.
 //!
-//! Locking: the writer's lock is held for a batch of records at a time, so that reads and new
-//! content go on. Two sweeps at a time are harmless, and pointless.
+//! Locking: one sweep at a time. The writer's lock is held for a batch of records at a time, so that reads and
+//! new content go on.
 //!
 //! Crash behaviour: a pack goes only after its live records were copied. A crash in between leaves
 //! them twice: the newer counts, the older is dead to the next sweep.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+
+use parking_lot::MutexGuard;
 
 use crate::blob::cache::Cache;
 use crate::blob::cache::evict::{self, Survivor};
@@ -28,10 +30,7 @@ const DEAD_SHARE: u64 = 8;
 /// A sweep that is being told what stays.
 pub struct Sweep<'a> {
     cache: &'a Cache,
-    /// Short keys of all that was held at the start, sorted.
-    held: Vec<u128>,
-    /// Whether each of them stays.
-    stays: Vec<bool>,
+    _only: MutexGuard<'a, ()>,
 }
 
 /// What a sweep gave back.
@@ -44,17 +43,15 @@ pub struct Swept {
 }
 
 impl Cache {
-    /// Begins a sweep of what is held now; what comes later stays anyway.
+    /// Begins a sweep of what is held now; what comes later or is used meanwhile stays anyway. Waits for the end of
+    /// another.
     #[must_use]
     pub fn sweep(&self) -> Sweep<'_> {
-        let mut held = Vec::with_capacity(self.index.len());
-        self.index.for_each(&mut |row| held.push(row.short));
-        held.sort_unstable();
-        held.dedup();
+        let only = self.sweeping.lock();
+        self.index.begin_sweep();
         Sweep {
             cache: self,
-            stays: vec![false; held.len()],
-            held,
+            _only: only,
         }
     }
 }
@@ -62,23 +59,16 @@ impl Cache {
 impl Sweep<'_> {
     /// Somebody may still read this content.
     pub fn keep(&mut self, key: &Key) {
-        if let Ok(at) = self.held.binary_search(&key.short())
-            && let Some(stays) = self.stays.get_mut(at)
-        {
-            *stays = true;
-        }
+        self.cache.index.keep(key.short());
     }
 
     /// Forgets all the rest and gives its disk space back. Blocks while it copies records. On a
     /// disk that cannot be written a pack with live records stays as it is.
     #[must_use]
     pub fn finish(self) -> Swept {
-        let Self { cache, held, stays } = self;
+        let cache = self.cache;
         let before = cache.counters.held.load(Ordering::Relaxed);
-        let dead = held.iter().zip(&stays).filter(|(_, stays)| !**stays);
-        let contents = dead
-            .filter(|(short, _)| cache.index.forget(**short))
-            .count();
+        let contents = cache.index.end_sweep();
         for pack in dying(cache) {
             if !compact(cache, &pack) {
                 break;

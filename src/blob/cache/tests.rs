@@ -379,11 +379,6 @@ fn files_that_are_not_ours_do_no_harm() {
     assert!(!dir.path().join("00000000.pack").exists());
 }
 
-#[test]
-fn the_index_takes_no_more_memory_than_promised() {
-    assert_eq!(index::ENTRY, 32);
-}
-
 #[derive(Debug, Clone)]
 enum Step {
     Insert(u8),
