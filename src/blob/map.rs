@@ -86,6 +86,12 @@ pub trait LayerMap: Send + Sync {
     /// A chunk, `None` from `chunk_count` on.
     fn chunk(&self, chunk: ChunkId) -> Option<ChunkInfo>;
 
+    /// Calls `each` with every chunk until it says no, or one cannot be read; whether neither happened.
+    fn all_chunks(&self, each: &mut dyn FnMut(&ChunkInfo) -> bool) -> bool {
+        let mut chunks = (0..self.chunk_count()).map(|chunk| self.chunk(ChunkId(chunk)));
+        chunks.all(|info| info.is_some_and(|info| each(&info)))
+    }
+
     /// Calls `each` with every chunk that lies in `member`, in no particular order.
     fn chunks_of(&self, member: MemberId, each: &mut dyn FnMut(ChunkId));
 

@@ -55,10 +55,8 @@ impl Blob {
     #[must_use]
     pub fn is_complete(&self) -> bool {
         let cache = self.layer.fetcher().cache();
-        (0..self.layer.map.chunk_count()).all(|chunk| {
-            let info = self.layer.map.chunk(ChunkId(chunk));
-            info.is_some_and(|info| cache.contains(&Key::new(&info.proof, info.size)))
-        })
+        let holds = |info: &ChunkInfo| cache.contains(&Key::new(&info.proof, info.size));
+        self.layer.map.all_chunks(&mut |info| holds(info))
     }
 
     /// Keeps large files as files from now on, for mounts that pass them through to the kernel.
@@ -129,11 +127,14 @@ impl Blob {
     #[must_use]
     pub fn held(&self) -> u64 {
         let cache = self.layer.fetcher().cache();
-        (0..self.layer.map.chunk_count())
-            .filter_map(|chunk| self.layer.map.chunk(ChunkId(chunk)))
-            .filter(|info| cache.contains(&Key::new(&info.proof, info.size)))
-            .map(|info| u64::from(info.size))
-            .sum()
+        let mut held = 0;
+        self.layer.map.all_chunks(&mut |info| {
+            if cache.contains(&Key::new(&info.proof, info.size)) {
+                held += u64::from(info.size);
+            }
+            true
+        });
+        held
     }
 
     fn info(&self, chunk: ChunkId, at: u32, len: usize) -> Result<ChunkInfo, ReadError> {

@@ -12,8 +12,8 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use crate::blob::LayerMap as _;
 use crate::blob::cache::{Cache, Key};
-use crate::blob::{ChunkId, LayerMap as _};
 use crate::fs::Index;
 use crate::layer::LayerRecord;
 use crate::layer::resolve::Resolver;
@@ -77,10 +77,14 @@ impl Sweeper {
                     return;
                 }
             };
-            for chunk in 0..index.chunk_count() {
-                if let Some(info) = index.chunk(ChunkId(chunk)) {
-                    sweep.keep(&Key::new(&info.proof, info.size));
-                }
+            let readable = index.all_chunks(&mut |info| {
+                sweep.keep(&Key::new(&info.proof, info.size));
+                true
+            });
+            if !readable {
+                let layer = layer.record.layer;
+                tracing::warn!(%layer, "cached content not swept: the index of this layer is damaged");
+                return;
             }
         }
         let swept = sweep.finish();
@@ -92,5 +96,93 @@ impl Sweeper {
             ?took,
             "cached content of removed layers is gone"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+    use std::path::Path;
+
+    use super::*;
+    use crate::blob::Proof;
+    use crate::blob::cache::{Config, Verified};
+    use crate::fs::index;
+    use crate::oci::Digest;
+    use crate::stargz::{Limits, Toc};
+
+    fn content(number: u32) -> Vec<u8> {
+        format!("{number:05}").into_bytes()
+    }
+
+    /// Writes the index of a layer of files of five bytes, and gives its record.
+    fn layer(files: u32, path: &Path) -> LayerRecord {
+        let mut json = r#"{"version":1,"entries":["#.to_owned();
+        for number in 0..files {
+            let (digest, offset) = (Digest::of(&content(number)), 100 + 100 * number);
+            let comma = if number == 0 { "" } else { "," };
+            write!(json, r#"{comma}{{"name":"f{number}","type":"reg","mode":420,"size":5,"offset":{offset},"chunkSize":5,"chunkDigest":"{digest}"}}"#).unwrap();
+        }
+        json += "]}";
+        let toc = Toc::verify(json.clone().into_bytes(), &Digest::of(json.as_bytes())).unwrap();
+        index::build(&toc, &Limits::default(), 1 << 20, Digest::of(b"blob"), path).unwrap();
+        LayerRecord {
+            image: "registry.test/image:tag".to_owned(),
+            also: Vec::new(),
+            manifest: Digest::of(b"manifest"),
+            layer: Digest::of(b"blob"),
+            size: 1 << 20,
+            toc: *toc.digest(),
+            unlisted: Vec::new(),
+        }
+    }
+
+    fn key_of(number: u32) -> Key {
+        Key::new(&Proof::Sha256(Digest::of(&content(number))), 5)
+    }
+
+    fn filled(folder: &Path, files: u32) -> Cache {
+        let cache = Cache::open(&folder.join("cache"), &Config::default()).unwrap();
+        for number in 0..files {
+            let bytes = content(number);
+            let proof = Proof::Sha256(Digest::of(&bytes));
+            cache.insert(&[Verified::check(&proof, 5, &bytes).unwrap()]);
+        }
+        cache
+    }
+
+    fn held(cache: &Cache, files: u32) -> usize {
+        (0..files)
+            .filter(|number| cache.contains(&key_of(*number)))
+            .count()
+    }
+
+    #[test]
+    fn what_a_layer_that_stays_needs_is_kept_and_the_rest_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("index");
+        let record = layer(1000, &path);
+        let cache = filled(folder.path(), 1010);
+        let kept = Kept::from([(path, Stays::new(record, None))]);
+        Sweeper::default().content(&cache, &kept, 1);
+        assert_eq!(held(&cache, 1010), 1000);
+    }
+
+    #[test]
+    fn nothing_goes_while_nobody_knows_what_a_layer_needs() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("index");
+        let record = layer(1000, &path);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let digest = Digest::of(&content(500));
+        let at = bytes
+            .windows(32)
+            .position(|window| window == digest.as_bytes());
+        bytes[at.unwrap()] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let cache = filled(folder.path(), 1010);
+        let kept = Kept::from([(path, Stays::new(record, None))]);
+        Sweeper::default().content(&cache, &kept, 1);
+        assert_eq!(held(&cache, 1010), 1010);
     }
 }

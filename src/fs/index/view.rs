@@ -123,6 +123,9 @@ pub struct Summary {
     pub index: u64,
 }
 
+/// Chunks that are gone through before their pages are given back: about 2 MiB.
+const CHUNKS_AT_ONCE: u32 = 32 << 10;
+
 /// A layer's index, mapped.
 #[derive(Debug)]
 pub struct Index {
@@ -417,6 +420,18 @@ impl LayerMap for Index {
             member: MemberId(record.member),
             inner: u64::from(record.inner),
         })
+    }
+
+    /// Goes through a good part of the file, and leaves none of it in this process's memory.
+    fn all_chunks(&self, each: &mut dyn FnMut(&ChunkInfo) -> bool) -> bool {
+        let all = (0..self.chunk_count()).all(|chunk| {
+            if chunk % CHUNKS_AT_ONCE == 0 {
+                self.map.give_back();
+            }
+            self.chunk(ChunkId(chunk)).is_some_and(|info| each(&info))
+        });
+        self.map.give_back();
+        all
     }
 
     fn place(&self, chunk: ChunkId) -> Option<u64> {

@@ -20,6 +20,10 @@ use crate::fs::index::spill::Nodes;
 use crate::fs::index::tree::{Is, Node, Tree};
 use crate::oci::Digest;
 
+/// Bytes written at a time. The page cache keeps together what is written together, and the kernel (since 6.18) maps
+/// as much of it when one page is touched: a larger one makes all of the index resident, whatever is used of it.
+const PIECE: usize = 64 << 10;
+
 /// What an index is of.
 #[derive(Debug, Clone, Copy)]
 pub struct Source {
@@ -84,7 +88,7 @@ struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     fn new(file: &'a File) -> std::io::Result<Self> {
-        let mut out = BufWriter::with_capacity(1 << 20, file);
+        let mut out = BufWriter::with_capacity(PIECE, file);
         out.seek(SeekFrom::Start(HEADER_LEN))?;
         Ok(Self {
             out,

@@ -75,6 +75,39 @@ fn an_index_of_another_toc_or_version_is_told_apart() {
     ));
 }
 
+/// Resident bytes of the mapping of a file, by `/proc/self/smaps` (proc(5)).
+fn resident(path: &std::path::Path) -> u64 {
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let name = path.to_str().unwrap();
+    let mut lines = maps.lines().skip_while(|line| !line.ends_with(name));
+    let rss = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+    let kib = rss.trim().strip_suffix(" kB").unwrap();
+    kib.parse::<u64>().unwrap() << 10
+}
+
+#[test]
+fn going_through_a_large_index_leaves_little_of_it_resident() {
+    let names: Vec<_> = (0..120_000).map(|n| format!("{}/{n}", n / 1000)).collect();
+    let chunks: Vec<_> = (0..120_000).map(|n| [chunk(n * 100, 0, 0, 13)]).collect();
+    let files = names
+        .iter()
+        .zip(&chunks)
+        .map(|(name, chunks)| entry(name, EntryKind::File { size: 13, chunks }));
+    let built = built(&files.collect::<Vec<_>>()).unwrap();
+    let len = std::fs::metadata(&built.path).unwrap().len();
+    assert!(len > 12 << 20, "{len}");
+    built.index.verify().unwrap();
+    let left = resident(&built.path);
+    assert!(left < 5 << 20, "{left} of {len}");
+    let mut seen = 0;
+    let all = built.index.all_chunks(&mut |_| {
+        seen += 1;
+        true
+    });
+    assert!(all);
+    assert_eq!((seen, resident(&built.path)), (120_000, 0));
+}
+
 #[test]
 fn a_refused_layer_leaves_no_file() {
     let folder = tempfile::tempdir().unwrap();
