@@ -15,7 +15,7 @@ PLOT = "peers.svg"
 HEAD = """\
 A run starts on a containerd and a snapshotter that have seen nothing yet, and the ways take turns. Shown are medians: `total` is pull and run
 until the workload's output ends, `second` another container of the same image; MB and requests are what crossed the link until then; of the
-snapshotter, `peak` and `anon` are the most resident memory (VmHWM) and the anonymous part of it (RssAnon), `CPU s` its CPU time, and `lazy` the number of
+snapshotter, `peak` and `anon` are the most memory that its processes had resident together and the anonymous part of it (RssAnon), `CPU s` its CPU time, and `lazy` the number of
 layers that it serves by FUSE. Memory and CPU time of overlayfs are containerd's own and not shown; with a lazy snapshotter containerd does less.
 
 Every snapshotter has its own defaults, and the registry is plain HTTP to all. stargz reads the very images that crfs reads (`crfs convert`), also the one

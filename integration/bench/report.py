@@ -131,7 +131,7 @@ def save(folder, how, link, sections, runs):
         f"{datetime.date.today()}; {machine()}; {link}. Written by `{how}`.\n\n"
         "A run starts on a containerd and a crfs that have seen nothing yet, and the ways take turns. Shown are medians: "
         "`total` is pull and run until the workload's output ends, `second` another container of the same image; MB and "
-        "requests are what crossed the link until then; of crfs, `peak` and `anon` are the most resident memory (VmHWM) and the "
+        "requests are what crossed the link until then; of crfs, `peak` and `anon` are the most memory that its processes had resident together and the "
         "anonymous part of it (RssAnon), `CPU s` is its CPU time, `lazy` the number of layers that it serves.\n\n"
     )
     with open(os.path.join(folder, "RESULTS.md"), "w", encoding="utf-8") as file:

@@ -53,13 +53,27 @@ def thread_seconds(pid):
         yield task, re.sub(r"[-_]?\d+$", "", name), (int(fields[11]) + int(fields[12])) / TICKS
 
 
+def forget_peak(pid):
+    """Lets VmHWM begin anew, from what is resident now (proc(5), clear_refs)."""
+    try:
+        with open(f"/proc/{pid}/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")
+    except OSError:
+        pass  # it has ended
+
+
 class Usage:
-    """Watches a crfs while it runs. Threads that end between two looks are counted up to the last look."""
+    """Watches a crfs while it runs. Threads that end between two looks are counted up to the last look.
+
+    Its peak is what its processes had resident together at one look, and what each had more between two looks.
+    """
 
     def __init__(self, started, root):
         self.started, self.root = started, root
-        self.peak, self.anonymous = {}, {}
+        self.together, self.resident, self.peak, self.anonymous = 0, {}, {}, {}
         self.threads, self.ended = {}, threading.Event()
+        for pid in crfs(started, root):
+            forget_peak(pid)
         self.watcher = threading.Thread(target=self.watch, daemon=True)
         self.watcher.start()
 
@@ -68,15 +82,19 @@ class Usage:
             self.look()
 
     def look(self):
+        together = 0
         for pid in crfs(self.started, self.root):
             try:
                 now = status(pid)
+                together += now.get("VmRSS", 0)
+                self.resident[pid] = max(self.resident.get(pid, 0), now.get("VmRSS", 0))
                 self.peak[pid] = now.get("VmHWM", 0)
                 self.anonymous[pid] = max(self.anonymous.get(pid, 0), now.get("RssAnon", 0))
                 for task, kind, seconds in thread_seconds(pid):
                     self.threads[task] = (kind, seconds)
             except OSError:
                 continue
+        self.together = max(self.together, together)
 
     def done(self):
         self.ended.set()
@@ -86,7 +104,7 @@ class Usage:
         for kind, seconds in self.threads.values():
             kinds[kind] += seconds
         return {
-            "peak": sum(self.peak.values()),
+            "peak": self.together + sum(max(0, peak - self.resident[pid]) for pid, peak in self.peak.items()),
             "anonymous": sum(self.anonymous.values()),
             "threads": {kind: round(seconds, 2) for kind, seconds in kinds.most_common()},
         }
