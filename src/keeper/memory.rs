@@ -2,8 +2,8 @@
 
 use rustix::mm::Advice;
 
-/// Gives back the code that only a start needs: three quarters of what the keeper would hold, and the front. Whatever was run
-/// once stays resident, with its neighbours. Only memory depends on it.
+/// Gives back the code that only a start needs: three quarters of what the keeper would hold, or the front.
+/// Whatever was run once stays resident, with its neighbours. Only memory depends on it.
 pub(crate) fn forget_code() {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     for (from, to) in maps.lines().filter_map(clean) {

@@ -15,7 +15,8 @@
 //! Keeper and server hold the same descriptors, so either may die. Only both at once is a loss.
 //!
 //! What runs in the keeper is `process` and no more; what it shares with the others is the names (`folder`),
-//! the messages ([`protocol`] and `control`), `signals`, and how all that only wait stay small (`memory`). `main` calls [`run_if_keeper`] before anything else.
+//! the messages ([`protocol`] and `control`), `signals`, and how those that only wait stay small (`memory`).
+//! `main` calls [`run_if_keeper`] before anything else.
 
 mod client;
 mod control;

@@ -150,9 +150,8 @@ fn find(stack: &[&Index], path: &str) -> Option<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::index;
+    use crate::layer::testing::{build_index, five_bytes};
     use crate::oci::Digest;
-    use crate::stargz::{Limits, Toc};
 
     /// An index of folders (`name/`), symlinks (`name -> target`) and files of 5 bytes.
     fn layer(entries: &[&str]) -> Index {
@@ -164,18 +163,13 @@ mod tests {
             None if entry.ends_with('/') => {
                 format!(r#"{{"name":"{entry}","type":"dir","mode":493}}"#)
             }
-            None => format!(
-                r#"{{"name":"{entry}","type":"reg","mode":493,"size":5,"offset":{},"chunkSize":5,"chunkDigest":"{digest}"}}"#,
-                100 + 100 * at
-            ),
+            None => five_bytes(entry, 0o755, 100 + 100 * at as u32, &digest),
         };
         let entries: Vec<_> = entries.iter().enumerate().map(entry).collect();
-        let json = format!(r#"{{"version":1,"entries":[{}]}}"#, entries.join(","));
-        let toc = Toc::verify(json.clone().into_bytes(), &Digest::of(json.as_bytes())).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("index");
-        index::build(&toc, &Limits::default(), 10_000, Digest::of(b"blob"), &path).unwrap();
-        Index::open(&path, toc.digest()).unwrap()
+        let toc = build_index(&entries, &path);
+        Index::open(&path, &toc).unwrap()
     }
 
     fn program(config: &str) -> Option<Vec<String>> {

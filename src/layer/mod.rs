@@ -16,6 +16,8 @@ mod spool;
 mod start;
 mod stored;
 mod sweep;
+#[cfg(test)]
+mod testing;
 mod toc;
 
 use std::path::{Path, PathBuf};

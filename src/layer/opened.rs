@@ -5,7 +5,6 @@
 //! files, 4 MB.
 
 use std::collections::HashMap;
-use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -20,13 +19,9 @@ use crate::oci::Digest;
 #[derive(Debug, Default)]
 pub(super) struct Opened(Mutex<HashMap<PathBuf, (File, Weak<Index>)>>);
 
-/// Which file it was: one that was made anew has the same path and is another. Its number is not used again
-/// while it is mapped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct File {
-    device: u64,
-    inode: u64,
-}
+/// Device and inode number of a file: one that was made anew has the same path and other numbers. They are not
+/// used again while it is mapped.
+type File = (u64, u64);
 
 impl Opened {
     /// The index at `path`, which must be that of the TOC `toc`.
@@ -36,7 +31,8 @@ impl Opened {
     pub(super) fn open(&self, path: &Path, toc: &Digest) -> Result<Arc<Index>, Error> {
         // Looked at before it is opened: of one that is replaced in between the other number is noted, and
         // the next one opens it again.
-        let file = std::fs::metadata(path).ok().as_ref().map(File::from);
+        let found = std::fs::metadata(path).ok();
+        let file = found.map(|found| (found.dev(), found.ino()));
         let mut opened = self.0.lock();
         if let Some((of, index)) = opened.get(path)
             && file == Some(*of)
@@ -54,34 +50,24 @@ impl Opened {
     }
 }
 
-impl From<&Metadata> for File {
-    fn from(metadata: &Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::fs::index;
-    use crate::stargz::{Limits, Toc};
+    use tempfile::TempDir;
 
-    /// Writes an index of an empty layer, and gives its TOC.
-    fn write(path: &Path) -> Digest {
-        let json = br#"{"version":1,"entries":[]}"#;
-        let toc = Toc::verify(json.to_vec(), &Digest::of(json)).unwrap();
-        index::build(&toc, &Limits::default(), 10_000, Digest::of(b"blob"), path).unwrap();
-        *toc.digest()
+    use super::*;
+    use crate::layer::testing::build_index;
+
+    /// A folder with the index of an empty layer, and its TOC.
+    fn one() -> (TempDir, PathBuf, Digest) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("index");
+        let toc = build_index(&[], &path);
+        (folder, path, toc)
     }
 
     #[test]
     fn an_index_is_mapped_once_until_it_is_made_anew() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("index");
-        let toc = write(&path);
+        let (_folder, path, toc) = one();
         let opened = Opened::default();
         let first = opened.open(&path, &toc).unwrap();
         let second = opened.open(&path, &toc).unwrap();
@@ -89,7 +75,7 @@ mod tests {
 
         std::fs::remove_file(&path).unwrap();
         assert!(opened.open(&path, &toc).is_err());
-        write(&path);
+        build_index(&[], &path);
         let anew = opened.open(&path, &toc).unwrap();
         assert!(!Arc::ptr_eq(&first, &anew));
         assert!(Arc::ptr_eq(&anew, &opened.open(&path, &toc).unwrap()));
@@ -101,7 +87,7 @@ mod tests {
         let opened = Opened::default();
         for name in ["one", "two"] {
             let path = folder.path().join(name);
-            let toc = write(&path);
+            let toc = build_index(&[], &path);
             drop(opened.open(&path, &toc).unwrap());
         }
         assert_eq!(opened.0.lock().len(), 1);
@@ -109,9 +95,7 @@ mod tests {
 
     #[test]
     fn an_index_of_another_toc_is_not_given() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("index");
-        let toc = write(&path);
+        let (_folder, path, toc) = one();
         let opened = Opened::default();
         let _held = opened.open(&path, &toc).unwrap();
         let other = opened.open(&path, &Digest::of(b"other"));

@@ -101,15 +101,13 @@ impl Sweeper {
 
 #[cfg(test)]
 mod tests {
-    use std::fmt::Write as _;
     use std::path::Path;
 
     use super::*;
     use crate::blob::Proof;
     use crate::blob::cache::{Config, Verified};
-    use crate::fs::index;
+    use crate::layer::testing::{build_index, five_bytes};
     use crate::oci::Digest;
-    use crate::stargz::{Limits, Toc};
 
     fn content(number: u32) -> Vec<u8> {
         format!("{number:05}").into_bytes()
@@ -117,22 +115,18 @@ mod tests {
 
     /// Writes the index of a layer of files of five bytes, and gives its record.
     fn layer(files: u32, path: &Path) -> LayerRecord {
-        let mut json = r#"{"version":1,"entries":["#.to_owned();
-        for number in 0..files {
-            let (digest, offset) = (Digest::of(&content(number)), 100 + 100 * number);
-            let comma = if number == 0 { "" } else { "," };
-            write!(json, r#"{comma}{{"name":"f{number}","type":"reg","mode":420,"size":5,"offset":{offset},"chunkSize":5,"chunkDigest":"{digest}"}}"#).unwrap();
-        }
-        json += "]}";
-        let toc = Toc::verify(json.clone().into_bytes(), &Digest::of(json.as_bytes())).unwrap();
-        index::build(&toc, &Limits::default(), 1 << 20, Digest::of(b"blob"), path).unwrap();
+        let file = |number| {
+            let digest = Digest::of(&content(number));
+            five_bytes(&format!("f{number}"), 0o644, 100 + 100 * number, &digest)
+        };
+        let toc = build_index(&(0..files).map(file).collect::<Vec<_>>(), path);
         LayerRecord {
             image: "registry.test/image:tag".to_owned(),
             also: Vec::new(),
             manifest: Digest::of(b"manifest"),
             layer: Digest::of(b"blob"),
             size: 1 << 20,
-            toc: *toc.digest(),
+            toc,
             unlisted: Vec::new(),
         }
     }

@@ -40,7 +40,8 @@ pub(super) struct Place {
 struct Entry {
     short: u128,
     place: Place,
-    /// When it was last used, in ticks, and [`SWEPT`]. Relaxed: it only ranks, and a sweep takes the shard's lock.
+    /// When it was last used, in ticks, and [`SWEPT`]. Relaxed: it only ranks, and a sweep ends under the shard's lock for
+    /// writing.
     used: AtomicU32,
 }
 
@@ -97,9 +98,7 @@ impl Shard {
             return;
         }
         if self.rows.len() - self.sorted == UNSORTED {
-            // Stable, because that takes what is sorted already for one run.
-            self.rows.sort_by_key(|row| row.short);
-            self.sorted = self.rows.len();
+            self.sort();
         }
         if self.rows.len() == self.rows.capacity() {
             self.rows.reserve_exact(self.rows.len() / 8 + 2);
@@ -114,9 +113,14 @@ impl Shard {
 
     fn retain(&mut self, stays: impl Fn(&Entry) -> bool) {
         self.rows.retain(stays);
+        self.sort();
+        self.rows.shrink_to(self.sorted + self.sorted / 8);
+    }
+
+    fn sort(&mut self) {
+        // Stable, because that takes what is sorted already for one run.
         self.rows.sort_by_key(|row| row.short);
         self.sorted = self.rows.len();
-        self.rows.shrink_to(self.sorted + self.sorted / 8);
     }
 }
 

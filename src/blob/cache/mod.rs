@@ -10,8 +10,8 @@
 //! least recently used content goes first; whatever a disk does (full, failing, garbled) becomes
 //! a miss, and writing is tried again by itself.
 //!
-//! Locking: `sweeping` before all others; `writer` (one appends at a time) before `packs` (a read holds it for one look-up),
-//! `wholes` or a shard of the index (likewise); the inner ones are never held together. A read
+//! Locking: `sweeping` before all others; `writer` (one appends at a time) before `packs` (a read
+//! holds it for one look-up), `wholes` or a shard of the index (likewise); the inner ones are never held together. A read
 //! takes neither `writer` nor any lock during I/O.
 //!
 //! Crash behaviour: see [`pack`]; nothing is lost but the records that were being written.

@@ -422,15 +422,18 @@ impl LayerMap for Index {
         })
     }
 
-    /// Goes through a good part of the file, and leaves none of it in this process's memory.
+    /// Going through all of them is going through a good part of the file, and leaves none of it in this process's
+    /// memory; whoever stops at one of the first has not touched much.
     fn all_chunks(&self, each: &mut dyn FnMut(&ChunkInfo) -> bool) -> bool {
         let all = (0..self.chunk_count()).all(|chunk| {
-            if chunk % CHUNKS_AT_ONCE == 0 {
+            if chunk % CHUNKS_AT_ONCE == CHUNKS_AT_ONCE - 1 {
                 self.map.give_back();
             }
             self.chunk(ChunkId(chunk)).is_some_and(|info| each(&info))
         });
-        self.map.give_back();
+        if all {
+            self.map.give_back();
+        }
         all
     }
 
