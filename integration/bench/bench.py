@@ -97,7 +97,7 @@ class Bench:
         for name, steps in MICRO.items():
             if name not in layouts:
                 continue
-            self.micro += micro.measure(self.folder("m"), registry, images.IMAGES[name], steps)
+            self.micro += micro.measure(self.folder("m"), registry, images.named(name), steps)
             say(f"   {name}: measured once cached")
         self.show(f"## Once everything is cached\n\n{report.micro_table(self.micro)}")
 
@@ -112,11 +112,11 @@ class Bench:
         layouts = dict(given.split("=", 1) for given in self.args.layout)
         with Registry(self.folder("r")) as registry:
             for name, layout in layouts.items():
-                self.publish(registry, images.IMAGES[name], layout)
+                self.publish(registry, images.named(name), layout)
             for name in filter(None, self.args.cold.split(",")):
-                self.cold_starts(registry, images.IMAGES[name], layouts[name])
+                self.cold_starts(registry, images.named(name), layouts[name])
             if self.args.killed:
-                self.kills(registry, images.IMAGES[self.args.killed])
+                self.kills(registry, images.named(self.args.killed))
             if self.samples:
                 self.show(f"## Where crfs's CPU seconds went, sampled\n\n{report.jobs_table(self.samples)}")
             if self.args.micro:
@@ -138,7 +138,7 @@ class Bench:
             "how": args.how, "link": args.link, "date": str(datetime.date.today()), "machine": report.machine(),
             "containerd": args.containerd, "crfs": run([args.crfs, "--version"]).removeprefix("crfs ").strip(),
             "peers": {peer.name: peer.version() for peer in self.peers},
-            "about": {name: images.IMAGES[name].about for name in dict.fromkeys(one["image"] for one in self.runs)},
+            "about": {name: images.named(name).about for name in dict.fromkeys(one["image"] for one in self.runs)},
             "cold": self.runs, "sampled": self.samples, "micro": self.micro, "killed": self.killed,
         }
 

@@ -7,6 +7,8 @@
 #
 #   --only WHAT,...      which images: python, big, small, tiny; and micro, the file system once everything is cached
 #                        (default: all five); and killed, what a container notices of the snapshotter's death
+#   --image NAME=FOLDER  an image of your own, as an OCI layout with the tag latest: measured instead of those, or beside
+#                        them where --only names some. It must end by itself and print the same line each time
 #   --link RTT_MS:MBIT   how far away the registry seems to be (default 10:1000)
 #   --runs N             runs of each way (default 3); medians are shown
 #   --json FILE          every single run, as JSON
@@ -21,6 +23,7 @@
 # Examples:
 #   integration/bench/run.sh --only python --runs 5
 #   integration/bench/run.sh --only python,small --link 50:200 --json /tmp/runs.json
+#   integration/bench/run.sh --image redis=/tmp/redis --link 30:100
 #   integration/bench/run.sh --save integration/bench
 #   integration/bench/run.sh --only python,killed --peer stargz=/usr/local/bin/containerd-stargz-grpc
 set -euo pipefail
@@ -33,10 +36,11 @@ bench_usage() {
 	exit "$1"
 }
 
-only=python,big,small,tiny,micro crfs='' options=(--how "integration/bench/run.sh $*")
+only='' own=() crfs='' options=(--how "integration/bench/run.sh $*")
 while [ $# -gt 0 ]; do
 	case $1 in
 	--only) [ -n "${2:-}" ] || bench_usage 2; only=$2; shift ;;
+	--image) [[ ${2:-} =~ ^[a-z0-9]+=. && -e ${2#*=}/index.json ]] || bench_usage 2; own+=("${2%%=*}=$(realpath "${2#*=}")"); shift ;;
 	--link) [[ ${2:-} =~ ^[0-9.]+:[0-9.]+$ ]] || bench_usage 2; options+=(--link "$2"); shift ;;
 	--runs) [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || bench_usage 2; options+=(--runs "$2"); shift ;;
 	--json) [ -n "${2:-}" ] || bench_usage 2; options+=(--json "$(realpath -m "$2")"); shift ;;
@@ -48,6 +52,7 @@ while [ $# -gt 0 ]; do
 	esac
 	shift
 done
+[ -n "$only" ] || [ ${#own[@]} -gt 0 ] || only=python,big,small,tiny,micro
 
 section "This machine"
 machine_check "$project"
@@ -79,6 +84,11 @@ if [[ ,$only, == *,killed,* ]]; then
 	options+=(--killed "$reader")
 	needed+=" $reader"
 fi
+for image in "${own[@]}"; do
+	cold+=${cold:+,}${image%%=*}
+	found "${image%%=*}" "${image#*=}"
+	options+=(--layout "$image")
+done
 options+=(--cold "$cold" --containerd "$(containerd_version "$containerd_bin")")
 for name in $(tr ' ' '\n' <<<"$needed" | grep . | sort -u); do
 	layout=$("$python" -c 'import sys; sys.path.insert(0, sys.argv[1]); import images; print(images.build(images.IMAGES[sys.argv[2]], sys.argv[3]))' \
