@@ -33,9 +33,10 @@ const RANKS: [&[&str]; 12] = [
 ];
 
 /// Crates that only certain modules may name.
-const CONFINED: [(&str, &[&str]); 19] = [
+const CONFINED: [(&str, &[&str]); 20] = [
     ("clap", &["cli"]),
     ("containerd_snapshots", &["service"]),
+    ("elf", &["layer"]),
     ("flate2", &["stargz"]),
     ("fuser", &["fs"]),
     ("hyper", &["cri", "metrics", "setup"]),

@@ -144,9 +144,14 @@ impl Log {
         let noted = noted.filter(|noted| *noted != EMPTY);
         noted.map(|noted| FirstRead {
             at: self.began + TICK * u32::try_from(noted >> 32).unwrap_or(0),
-            chunk: ChunkId(u32::try_from(noted & u64::from(u32::MAX)).unwrap_or(u32::MAX)),
+            chunk: chunk_of(noted),
         })
     }
+}
+
+/// The chunk of a note.
+fn chunk_of(noted: u64) -> ChunkId {
+    ChunkId(u32::try_from(noted & u64::from(u32::MAX)).unwrap_or(u32::MAX))
 }
 
 /// A recording of one layer's first reads. It does not keep the layer itself alive.
@@ -166,6 +171,22 @@ impl ReadLog {
         noted
             .filter(|read| read.at + TICK >= self.since && seen.insert(read.chunk))
             .collect()
+    }
+
+    /// The chunks that were noted after the first `seen` of them, which is moved on to now.
+    #[must_use]
+    pub fn after(&self, seen: &mut u32) -> Vec<ChunkId> {
+        let log = self.reads.log.read();
+        let Some(log) = &*log else {
+            return Vec::new();
+        };
+        let len = log.len.load(Ordering::Relaxed);
+        let noted = log.order.iter().skip(*seen as usize);
+        let noted = noted.map(|slot| slot.load(Ordering::Relaxed));
+        // One that has its place, and is not in it yet, comes next time, and those behind it.
+        let noted: Vec<_> = noted.take_while(|noted| *noted != EMPTY).collect();
+        *seen = seen.saturating_add(noted.len() as u32).min(len);
+        noted.into_iter().map(chunk_of).collect()
     }
 
     /// A number that grows with every first read.

@@ -106,6 +106,13 @@ impl Blob {
         info.is_none_or(|info| self.has(&info))
     }
 
+    /// Copies `out.len()` bytes from `at` of a chunk, if the cache holds it; nobody has read it by that.
+    #[must_use]
+    pub fn look(&self, chunk: ChunkId, at: u32, out: &mut [u8]) -> bool {
+        let info = self.info(chunk, at, out.len());
+        info.is_ok_and(|info| self.copy(&info, at, out))
+    }
+
     /// Records which chunks are read from now on, until what this yields is dropped. What is only
     /// prefetched is not read.
     #[must_use]
@@ -136,6 +143,11 @@ impl Blob {
     fn has(&self, info: &ChunkInfo) -> bool {
         let cache = self.layer.fetcher().cache();
         cache.contains(&Key::new(&info.proof, info.size))
+    }
+
+    fn copy(&self, info: &ChunkInfo, at: u32, out: &mut [u8]) -> bool {
+        let cache = self.layer.fetcher().cache();
+        cache.read(&Key::new(&info.proof, info.size), at, out)
     }
 
     fn info(&self, chunk: ChunkId, at: u32, len: usize) -> Result<ChunkInfo, ReadError> {
@@ -172,8 +184,7 @@ impl ReadAt for Blob {
 
     fn peek(&self, chunk: ChunkId, at: u32, out: &mut [u8]) -> Result<bool, ReadError> {
         let info = self.info(chunk, at, out.len())?;
-        let key = Key::new(&info.proof, info.size);
-        if !self.layer.fetcher().cache().read(&key, at, out) {
+        if !self.copy(&info, at, out) {
             return Ok(false);
         }
         if self.layer.ahead.is_trigger(chunk.0) {

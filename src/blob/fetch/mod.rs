@@ -66,7 +66,7 @@ pub struct Config {
     /// `true`. With `false` only what is read is fetched.
     pub background: bool,
     /// Whether what a start needs is fetched before it is read: the start of a layer up to its prefetch landmark (eStargz), or
-    /// else what each start reads and the program that the image names.
+    /// else what each start reads, the program that the image names, and the libraries of what is started.
     /// Default `true`.
     pub prefetch: bool,
     /// Most bytes per second that the background fetches, over all layers. Default `0`: no limit.

@@ -3,12 +3,15 @@
 //! Begins as soon as a layer's index is there, before it is mounted; nothing waits for it. What is
 //! needed are the pieces that a profile names; where there is none, what lies before each layer's
 //! landmark, the lowest layer first: there are the loader and the libraries, on top is what uses them; and
-//! where there is none of these either, what [`super::guess`] makes of the image.
+//! where there is none of these either, what [`super::guess`] makes of the image. Without a profile it is also watched
+//! which programs and libraries are read, and what those need is fetched too ([`watch`]).
 //! It is handed out in windows over all layers, so that what is needed first does not share the link
 //! with what is needed last; within a window each layer's chunks are asked for as they lie, adjacent
 //! ones together.
 //!
 //! Locking: the queue is locked to change it, never across I/O.
+
+mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -19,7 +22,7 @@ use parking_lot::Mutex;
 use crate::blob::fetch::Fetcher;
 use crate::blob::{Blob, ChunkId};
 use crate::fs::Index;
-use crate::layer::guess::{self, Program};
+use crate::layer::guess::{self, Place, Program, Search};
 use crate::layer::profile::Profile;
 use crate::oci::Digest;
 
@@ -35,8 +38,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the background is left out after all that is known to be needed was asked for, and so many requests for something else
 /// end that.
 /// Measured (Python with numpy started before on the node, medians of 3): a second container right after the first takes
-/// 0.14 and 0.16 s (10 ms and 1 Gbit/s; 50 ms and 200 Mbit/s) instead of 0.21 and 0.20.
-const SETTLED: Duration = Duration::from_secs(1);
+/// 0.14 and 0.16 s (10 ms and 1 Gbit/s; 50 ms and 200 Mbit/s) instead of 0.21 and 0.20. A second is too short for a program that
+/// computes for longer (Java compiling its source, 2 runs each way in turn): a second container then takes 1.3 to 2.0 s, and
+/// 0.8 to 0.9 s with four seconds, as by overlayfs.
+const SETTLED: Duration = Duration::from_secs(4);
 const UNFORESEEN: u64 = 8;
 /// Part of what lies before a landmark that a profile must name to be believed instead: less comes
 /// of a start that was not the image's usual one.
@@ -63,6 +68,9 @@ struct State {
     opened: Vec<Opened>,
     /// What the image starts, once that has been asked for, and as long as nothing was made of it.
     program: Option<Option<Program>>,
+    /// The same for what is looked into, with what was found.
+    begun: Option<(Search, Vec<Place>)>,
+    is_following: bool,
     /// Whether a profile or a landmark says what is needed.
     is_known: bool,
     /// What is left to fetch, by its place in the order; the second number tells two layers apart that
@@ -118,6 +126,7 @@ impl Start {
         tokio::task::spawn_blocking(move || {
             this.enqueue(layer, number, &index, &blob);
             this.guess();
+            this.follow();
         });
     }
 
@@ -135,34 +144,43 @@ impl Start {
 
     /// Once all layers are there, and what the image starts: if nothing else says what is needed, what is likely to be.
     fn guess(self: &Arc<Self>) {
-        let (program, opened) = {
+        let (program, stack) = {
             let mut state = self.state.lock();
-            let place = |layer: &Digest| state.opened.iter().find(|opened| opened.layer == *layer);
-            let topmost_first = self.layers.iter().rev().map(place);
-            let opened: Option<Vec<_>> = topmost_first
-                .map(|opened| opened.map(|one| (Arc::clone(&one.index), one.blob.clone())))
-                .collect();
-            let Some(opened) = opened.filter(|_| !state.is_known && self.needs_guess()) else {
+            let stack = self.stack(&state);
+            let Some(stack) = stack.filter(|_| !state.is_known && self.needs_guess()) else {
                 return;
             };
             let Some(program) = state.program.take() else {
                 return;
             };
-            (program, opened)
+            (program, stack)
         };
-        let stack: Vec<&Index> = opened.iter().map(|(index, _)| &**index).collect();
+        let indexes: Vec<&Index> = stack.iter().map(|(index, _)| &**index).collect();
+        let places = guess::files(&indexes, program.as_ref());
         let mut items = Vec::new();
-        for (rank, file) in (0..).zip(guess::files(&stack, program.as_ref())) {
-            let Some((index, blob)) = opened.get(file.layer) else {
+        for (rank, place) in (0..).zip(&places) {
+            let Some((index, blob)) = stack.get(place.layer) else {
                 continue;
             };
             let Some(blob) = blob.upgrade() else { continue };
-            let _ = index.each_chunk_in(&file.chunks, file.bytes, &mut |chunk, size| {
+            let bytes = 0..place.size.min(guess::LARGEST);
+            let _ = index.each_chunk_in(&place.chunks, bytes, &mut |chunk, size| {
                 let item = Item::new(&blob, chunk, size);
-                items.push(((rank, file.layer, chunk.0), item));
+                items.push(((rank, place.layer, chunk.0), item));
             });
         }
         self.queue(items);
+        let search = program.map(|program| program.search).unwrap_or_default();
+        self.state.lock().begun = Some((search, places));
+    }
+
+    /// All layers, topmost first, once they are there.
+    fn stack(&self, state: &State) -> Option<Vec<(Arc<Index>, Weak<Blob>)>> {
+        let place = |layer: &Digest| state.opened.iter().find(|opened| opened.layer == *layer);
+        let topmost_first = self.layers.iter().rev().map(place);
+        topmost_first
+            .map(|opened| opened.map(|one| (Arc::clone(&one.index), one.blob.clone())))
+            .collect()
     }
 
     fn enqueue(self: &Arc<Self>, layer: Digest, number: usize, index: &Index, blob: &Arc<Blob>) {
