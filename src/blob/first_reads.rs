@@ -228,6 +228,12 @@ mod tests {
         }
         assert_eq!(chunks(&log), [5, 99_999, 0, 64]);
         assert_eq!(log.count(), 4);
+        let mut seen = 1;
+        let later = [99_999, 0, 64].map(ChunkId);
+        assert_eq!(log.after(&mut seen), later);
+        assert!(log.after(&mut seen).is_empty());
+        reads.note(ChunkId(6));
+        assert_eq!((log.after(&mut seen), seen), (vec![ChunkId(6)], 5));
         (0..100_000).for_each(|chunk| reads.note(ChunkId(chunk)));
         assert_eq!(log.list().len(), MOST);
         assert!(chunks(&FirstReads::new(0).record()).is_empty());

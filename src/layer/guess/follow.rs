@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::blob::{ChunkId, LayerMap as _};
 use crate::fs::Index;
@@ -19,8 +20,10 @@ const MOST_FILES: usize = 4096;
 const MOST_OPEN: usize = 1024;
 /// A file of more chunks than this is no program.
 const MOST_CHUNKS: u32 = 8192;
-/// The largest layer, in files and folders, in which it is looked up where a file lies.
+/// The largest layer, in files and folders, in which it is looked up where a file lies: some 20 ms.
 const MOST_INODES: u32 = 200_000;
+/// How long it may look into the files of one start in all. A file takes some 0.1 ms; what takes longer was made for that.
+const MOST_TIME: Duration = Duration::from_secs(2);
 
 /// What has come of a layer's content.
 pub(in crate::layer) trait Content: Send {
@@ -71,6 +74,8 @@ pub(in crate::layer) struct Follow {
     /// What was wished for.
     wished: HashSet<(usize, u32)>,
     open: Vec<Open>,
+    /// What is left of [`MOST_TIME`].
+    left: Duration,
 }
 
 impl Follow {
@@ -82,6 +87,7 @@ impl Follow {
             known: HashSet::new(),
             wished: HashSet::new(),
             open: Vec::new(),
+            left: MOST_TIME,
         }
     }
 
@@ -122,36 +128,52 @@ impl Follow {
     /// Looks into the files whose beginning is here, and into what they need, and so on. Gives what is to be fetched, in
     /// the order in which it will be needed. Reads indexes and the cache.
     pub(in crate::layer) fn step(&mut self) -> Vec<Wish> {
+        let until = Instant::now() + self.left;
         let mut wishes = Vec::new();
         let mut lacking = Vec::new();
         while !self.open.is_empty() {
             for open in std::mem::take(&mut self.open) {
                 if !self.has_arrived(&open) {
                     lacking.push(open);
-                    continue;
-                }
-                let mut place = open.place;
-                match self.needs(&place) {
-                    Err(Lacks(range)) => {
-                        let lacks = self.missing(&place, range.clone());
-                        self.wish(&place, range, &mut wishes);
-                        if self.seems_program(&mut place) {
-                            let end = place.size.saturating_sub(1)..place.size;
-                            self.wish(&place, end, &mut wishes);
-                        }
-                        lacking.push(Open { place, lacks });
-                    }
-                    Ok(needs) => {
-                        for range in needs.read.iter().cloned() {
-                            self.wish(&place, range, &mut wishes);
-                        }
-                        self.add_all(place, needs);
-                    }
+                } else if Instant::now() < until {
+                    lacking.extend(self.look_into(open.place, until, &mut wishes));
                 }
             }
         }
         self.open = lacking;
+        self.left = until.saturating_duration_since(Instant::now());
         wishes
+    }
+
+    /// Gives it back if more of it has to arrive first.
+    fn look_into(
+        &mut self,
+        mut place: Place,
+        until: Instant,
+        wishes: &mut Vec<Wish>,
+    ) -> Option<Open> {
+        match self.needs(&place) {
+            Ok(needs) => {
+                for range in needs.read.iter().cloned() {
+                    self.wish(&place, range, wishes);
+                }
+                self.add_all(place, needs, until);
+                None
+            }
+            Err(Lacks(range)) => {
+                // With nothing to wait for it is damaged: who reads it is told.
+                let lacks = self.missing(&place, range.clone())?;
+                self.wish(&place, range, wishes);
+                if self.seems_program(&mut place) {
+                    let end = place.size.saturating_sub(1)..place.size;
+                    self.wish(&place, end, wishes);
+                }
+                Some(Open {
+                    place,
+                    lacks: Some(lacks),
+                })
+            }
+        }
     }
 
     fn needs(&self, place: &Place) -> Result<Needs, Lacks> {
@@ -227,7 +249,7 @@ impl Follow {
         }
     }
 
-    fn add_all(&mut self, mut place: Place, needs: Needs) {
+    fn add_all(&mut self, mut place: Place, needs: Needs, until: Instant) {
         if place.path.is_none() && needs.folders.iter().any(|folder| folder.contains(&b'$')) {
             place.path = self.path_of(place.layer, &place.chunks);
         }
@@ -239,6 +261,9 @@ impl Follow {
         let stack: Vec<&Index> = indexes.iter().map(|index| &**index).collect();
         let folders = origin(&needs.folders, place.path.as_deref());
         for wanted in needs.wanted {
+            if Instant::now() >= until {
+                return;
+            }
             let found = match wanted {
                 Wanted::Path(path) => find(&stack, &path),
                 Wanted::Program(name) => self.search.program(&stack, &name),

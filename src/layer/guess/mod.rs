@@ -285,4 +285,17 @@ mod tests {
         assert_eq!(layers, [0, 1], "etc/passwd, the program");
         assert_eq!(files(&stack, None).len(), 1);
     }
+
+    #[test]
+    fn what_lies_deep_is_found_and_what_lies_too_deep_is_not_looked_for() {
+        let path = |depth: usize| format!("{}app", "a/".repeat(depth));
+        let mut entries: Vec<_> = (1..=70).map(|depth| "a/".repeat(depth)).collect();
+        entries.extend([path(60), path(70)]);
+        let entries: Vec<_> = entries.iter().map(String::as_str).collect();
+        let layer = layer(&entries);
+        assert!(find(&[&layer], path(60).as_bytes()).is_some());
+        assert_eq!(find(&[&layer], path(70).as_bytes()), None);
+        let winding = format!("{}app", "a/../".repeat(500) + &"a/".repeat(60));
+        assert!(find(&[&layer], winding.as_bytes()).is_some());
+    }
 }

@@ -22,8 +22,9 @@ const TABLE: u64 = 64 << 10;
 const NAME: u64 = 4096;
 /// Bytes at the start of a file's code that are taken for its constructors, and what they call first.
 const CONSTRUCTORS: u64 = 64 << 10;
-/// Most libraries of one file that are looked for.
+/// Most libraries of one file that are looked for, and most folders that it names for them.
 const LIBRARIES: usize = 512;
+const FOLDERS: usize = 32;
 
 /// Another file that is needed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,7 +168,7 @@ fn linked(content: &Content<'_>, head: &[u8]) -> Result<Needs, Stop> {
     if let Some(folders) = folders.or_else(|| dynamic.all(abi::DT_RPATH).next()) {
         let folders = text(folders)?;
         let folders = folders.split(|byte| *byte == b':');
-        needs.folders = folders.map(<[u8]>::to_vec).collect();
+        needs.folders = folders.take(FOLDERS).map(<[u8]>::to_vec).collect();
     }
     needs.read = dynamic.read();
     Ok(needs)

@@ -7,6 +7,9 @@ use crate::fs::index::Kind;
 
 /// Symlinks followed on one path, as the kernel's `MAXSYMLINKS`.
 const MOST_LINKS: usize = 40;
+/// The deepest file that is looked for: what programs need lies less deep, and each folder on the way is looked up from the
+/// root in each layer.
+const MOST_DEPTH: usize = 64;
 
 /// A regular file of one of the layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +39,7 @@ pub(super) fn find(stack: &[&Index], path: &[u8]) -> Option<Place> {
         match name.as_slice() {
             b"" | b"." => continue,
             b".." => _ = at.pop(),
+            _ if at.len() == MOST_DEPTH => return None,
             _ => at.push(name),
         }
         let here = |(layer, index): (usize, &&Index)| {
