@@ -25,6 +25,8 @@ const FRESH: Duration = Duration::from_secs(10);
 pub struct Blob {
     layer: Arc<Layer>,
     reads: Arc<FirstReads>,
+    /// The same for who only watches: it must not take the room of recordings.
+    watched: Arc<FirstReads>,
     held: Mutex<Option<(Instant, u64)>>,
 }
 
@@ -36,10 +38,12 @@ impl Blob {
         source: Arc<dyn RangeSource>,
         map: Arc<dyn LayerMap>,
     ) -> Self {
-        let reads = FirstReads::new(map.chunk_count());
+        let reads = || FirstReads::new(map.chunk_count());
+        let (reads, watched) = (reads(), reads());
         Self {
             layer: Layer::new(fetcher, source, map),
             reads,
+            watched,
             held: Mutex::new(None),
         }
     }
@@ -120,6 +124,17 @@ impl Blob {
         self.reads.record()
     }
 
+    /// The same for a look at what is going on: where many watch, not every chunk is told to all.
+    #[must_use]
+    pub fn watch_reads(&self) -> ReadLog {
+        self.watched.record()
+    }
+
+    fn note(&self, chunk: ChunkId) {
+        self.reads.note(chunk);
+        self.watched.note(chunk);
+    }
+
     /// Counters since it was opened.
     #[must_use]
     pub fn stats(&self) -> LayerStats {
@@ -177,7 +192,7 @@ impl ReadAt for Blob {
         let hit = self.peek(chunk, at, out)?;
         if hit {
             Counters::add(&self.layer.counters.hits, 1);
-            self.reads.note(chunk);
+            self.note(chunk);
         }
         Ok(hit)
     }
@@ -195,7 +210,7 @@ impl ReadAt for Blob {
     }
 
     fn was_read(&self, chunks: Range<u32>) {
-        chunks.for_each(|chunk| self.reads.note(ChunkId(chunk)));
+        chunks.for_each(|chunk| self.note(ChunkId(chunk)));
     }
 
     fn fetch(
@@ -208,7 +223,7 @@ impl ReadAt for Blob {
             Err(error) => return std::future::ready(Err(error)).boxed(),
         };
         Counters::add(&self.layer.counters.misses, 1);
-        self.reads.note(chunk);
+        self.note(chunk);
         // The window is queued first and `join` sets to work, so that one request brings both.
         self.read_ahead(|size| {
             self.layer

@@ -66,7 +66,7 @@ impl Start {
             Some(guess::Layer {
                 index: Arc::clone(index),
                 content: Box::new(Watched {
-                    reads: blob.upgrade()?.record_reads(),
+                    reads: blob.upgrade()?.watch_reads(),
                     blob: blob.clone(),
                     seen: 0,
                 }),
