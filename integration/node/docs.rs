@@ -163,6 +163,10 @@ const NOT_RUN: &[(&str, &str)] = &[
         "bench.rs runs it on little",
     ),
     (
+        "integration/bench/run.sh --image redis=/tmp/redis",
+        "an image as it is: what bench.rs runs on little, by another name",
+    ),
+    (
         "integration/bench/run.sh --save integration/bench",
         "bench.rs runs it on little",
     ),

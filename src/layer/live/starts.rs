@@ -167,7 +167,11 @@ impl LiveLayers {
             }
             Ok(start)
         });
-        drop(start);
+        tokio::spawn(async move {
+            if let Ok(start) = start.await {
+                start.container();
+            }
+        });
     }
 
     /// A layer of an image was unmounted: a start of the image after it is another one.

@@ -71,6 +71,8 @@ struct State {
     /// The same for what is looked into, with what was found.
     begun: Option<(Search, Vec<Place>)>,
     is_following: bool,
+    /// Whether a container has been prepared.
+    is_started: bool,
     /// Whether a profile or a landmark says what is needed.
     is_known: bool,
     /// What is left to fetch, by its place in the order; the second number tells two layers apart that
@@ -79,6 +81,14 @@ struct State {
     /// Bytes of content that were asked for.
     asked: u64,
     is_feeding: bool,
+}
+
+impl State {
+    /// What is to be looked into first, once a container starts or anything is read.
+    fn begins(&mut self, is_read: bool) -> Option<(Search, Vec<Place>)> {
+        self.is_started |= is_read;
+        self.begun.take_if(|_| self.is_started)
+    }
 }
 
 /// One image that is being pulled or started.
@@ -128,6 +138,11 @@ impl Start {
             this.guess();
             this.follow();
         });
+    }
+
+    /// A container is prepared: what its program needs is fetched now, and not by a pull that nobody starts.
+    pub(super) fn container(&self) {
+        self.state.lock().is_started = true;
     }
 
     /// Whether it helps to know what the image starts, as far as can be told before its layers are there.

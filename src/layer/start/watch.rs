@@ -1,5 +1,8 @@
 //! Watches what is read of an image that no profile is of, and has fetched what the programs and libraries among it need.
 //!
+//! The program that the image names is looked into when a container is prepared, some tenths of a second before that runs: by
+//! then its file is here. With a pull it would be of no more use, and a pull that nobody starts would fetch more.
+//!
 //! It looks at the first reads of each layer every few milliseconds, and not when they happen: a FUSE thread does nothing
 //! for it, and a file's beginning takes a round trip to arrive anyway.
 //!
@@ -84,10 +87,11 @@ impl Start {
         let (began, mut last) = (Instant::now(), Instant::now());
         let mut rank = FOLLOWED;
         while began.elapsed() < WATCH && !follow.is_over() {
-            if let Some((search, places)) = self.state.lock().begun.take() {
+            let is_read = follow.has_news();
+            if let Some((search, places)) = self.state.lock().begins(is_read) {
                 follow.begin(search, places);
             }
-            if follow.has_news() {
+            if is_read || follow.has_news() {
                 last = Instant::now();
                 // Indexes and the cache are read.
                 let stepped = tokio::task::spawn_blocking(move || {
