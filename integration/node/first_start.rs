@@ -14,19 +14,25 @@ fn program_offline(config: &str) -> (bool, u64) {
     let image = bed.convert(&bed::image("busybox"), "app:lazy");
     bed.relay("POST", "reset");
     bed.pull("crfs", &image);
-    let mut last = u64::MAX;
-    bed::wait_for("the pull to be over", 30, || {
-        std::thread::sleep(Duration::from_millis(300));
-        std::mem::replace(&mut last, bed.bytes_served()) == bed.bytes_served()
-    });
+    let bytes = settled(&bed);
     let target = bed.mount(&image);
     bed.relay("POST", "down?on=1");
     let read = fs::read(target.join("usr/bin/busybox"));
     bed.relay("POST", "down?on=0");
     (
         read.is_ok_and(|program| program.starts_with(b"\x7fELF")),
-        last,
+        bytes,
     )
+}
+
+/// Waits until nothing has been served for a while, and gives how many bytes were until then.
+fn settled(bed: &Bed) -> u64 {
+    let mut last = u64::MAX;
+    bed::wait_for("what was asked for", 30, || {
+        std::thread::sleep(Duration::from_millis(300));
+        std::mem::replace(&mut last, bed.bytes_served()) == bed.bytes_served()
+    });
+    last
 }
 
 #[test]
@@ -57,14 +63,7 @@ fn the_libraries_of_what_is_started_are_here_before_it_has_come_to_them() {
     );
     let image = bed.convert(&bed::image("numpy"), "app:lazy");
     bed.pull("crfs", &image);
-    let settled = || {
-        let mut last = u64::MAX;
-        bed::wait_for("what was asked for", 30, || {
-            std::thread::sleep(Duration::from_millis(300));
-            std::mem::replace(&mut last, bed.bytes_served()) == bed.bytes_served()
-        });
-    };
-    settled();
+    settled(&bed);
     let target = bed.mount(&image);
     let numpy = target.join("usr/lib/python3/dist-packages/numpy/core");
     let module = fs::read_dir(numpy).unwrap().map(|entry| entry.unwrap());
@@ -77,7 +76,7 @@ fn the_libraries_of_what_is_started_are_here_before_it_has_come_to_them() {
         .unwrap()
         .read_exact(&mut first)
         .unwrap();
-    settled();
+    settled(&bed);
     bed.relay("POST", "down?on=1");
     let here = [
         "libexpat.so.1",

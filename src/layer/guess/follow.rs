@@ -1,5 +1,5 @@
-//! What programs need that are started and libraries that are loaded: looked up as soon as the beginning of their file is
-//! here, so that it is on its way before the loader has come to it.
+//! What started programs and loaded libraries need: looked up as soon as the beginning of their file is here, so that it is
+//! on its way before the loader has come to it.
 //!
 //! Begins with the program that an image names, and goes on with what is read: whatever else is executed or loaded at run
 //! time is read from its first byte on.
@@ -104,10 +104,7 @@ impl Follow {
 
     /// Notes what was read meanwhile. Whether there is anything to look into that was not here before.
     pub(in crate::layer) fn has_news(&mut self) -> bool {
-        for number in 0..self.layers.len() {
-            let Some(layer) = self.layers.get_mut(number) else {
-                break;
-            };
+        for (number, layer) in self.layers.iter_mut().enumerate() {
             for chunk in layer.content.reads() {
                 if self.open.len() < MOST_OPEN
                     && let Some(place) = file_from(&layer.index, number, chunk)
@@ -253,24 +250,16 @@ impl Follow {
         if place.path.is_none() && needs.folders.iter().any(|folder| folder.contains(&b'$')) {
             place.path = self.path_of(place.layer, &place.chunks);
         }
-        let indexes: Vec<_> = self
-            .layers
-            .iter()
-            .map(|one| Arc::clone(&one.index))
-            .collect();
-        let stack: Vec<&Index> = indexes.iter().map(|index| &**index).collect();
+        let stack: Vec<&Index> = self.layers.iter().map(|layer| &*layer.index).collect();
         let folders = origin(&needs.folders, place.path.as_deref());
-        for wanted in needs.wanted {
-            if Instant::now() >= until {
-                return;
-            }
-            let found = match wanted {
-                Wanted::Path(path) => find(&stack, &path),
-                Wanted::Program(name) => self.search.program(&stack, &name),
-                Wanted::Library(name) => self.search.library(&stack, &folders, &name),
-            };
-            found.into_iter().for_each(|place| self.add(place));
-        }
+        let in_time = needs.wanted.iter().take_while(|_| Instant::now() < until);
+        let found = in_time.filter_map(|wanted| match wanted {
+            Wanted::Path(path) => find(&stack, path),
+            Wanted::Program(name) => self.search.program(&stack, name),
+            Wanted::Library(name) => self.search.library(&stack, &folders, name),
+        });
+        let found: Vec<_> = found.collect();
+        found.into_iter().for_each(|place| self.add(place));
     }
 
     fn path_of(&self, layer: usize, chunks: &Range<u32>) -> Option<Vec<u8>> {

@@ -67,6 +67,7 @@ const LIBRARIES: &[&str] = &[
     "usr/local/lib",
     "usr/local/lib64",
 ];
+
 /// Where an image has programs and libraries looked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Search {
@@ -87,16 +88,10 @@ impl Search {
     fn of(env: &[String]) -> Self {
         let folders = |name: &str| {
             let value = env.iter().find_map(|entry| entry.strip_prefix(name));
-            value.map(|value| {
-                value
-                    .split(':')
-                    .map(|one| one.as_bytes().to_vec())
-                    .collect()
-            })
+            value.map(listed)
         };
-        let usual = || PATH.split(':').map(|one| one.as_bytes().to_vec()).collect();
         Self {
-            programs: folders("PATH=").unwrap_or_else(usual),
+            programs: folders("PATH=").unwrap_or_else(|| listed(PATH)),
             libraries: folders("LD_LIBRARY_PATH=").unwrap_or_default(),
         }
     }
@@ -115,6 +110,12 @@ impl Search {
         let usual = usual.map(|folder| folder.as_bytes());
         in_folders(stack, first.chain(usual), name)
     }
+}
+
+/// The folders of a list with colons in between.
+fn listed(folders: &str) -> Vec<Vec<u8>> {
+    let folders = folders.split(':');
+    folders.map(|folder| folder.as_bytes().to_vec()).collect()
 }
 
 fn in_folders<'a>(

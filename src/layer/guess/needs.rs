@@ -195,15 +195,13 @@ impl Dynamic<'_> {
             let at = address.checked_sub(segment.p_vaddr)?;
             (at < segment.p_filesz).then(|| segment.p_offset.checked_add(at))?
         };
-        self.loaded(0).find_map(holds)
+        self.loaded().find_map(holds)
     }
 
-    /// The segments that are mapped, and have one of these flags if any is given.
-    fn loaded(&self, flags: u32) -> impl Iterator<Item = &ProgramHeader> {
-        let loaded = self.segments.iter();
-        loaded.filter(move |segment| {
-            segment.p_type == abi::PT_LOAD && (flags == 0 || segment.p_flags & flags != 0)
-        })
+    /// The segments that are mapped.
+    fn loaded(&self) -> impl Iterator<Item = &ProgramHeader> {
+        let segments = self.segments.iter();
+        segments.filter(|segment| segment.p_type == abi::PT_LOAD)
     }
 
     /// Where a table lies, and its length.
@@ -224,12 +222,13 @@ impl Dynamic<'_> {
         let tables = TABLES.iter();
         let tables = tables.filter_map(|(address, len)| self.table(*address, *len));
         let end = tables.map(|(offset, len)| offset.saturating_add(len)).max();
-        let part = |segment: &ProgramHeader, most: u64| {
-            let len = segment.p_filesz.min(most);
-            segment.p_offset..segment.p_offset.saturating_add(len)
+        let parts = |flag: u32, most: u64| {
+            let flagged = self.loaded().filter(move |one| one.p_flags & flag != 0);
+            flagged
+                .map(move |one| one.p_offset..one.p_offset.saturating_add(one.p_filesz.min(most)))
         };
-        let writable = self.loaded(abi::PF_W).map(|one| part(one, u64::MAX));
-        let first = self.loaded(abi::PF_X).map(|one| part(one, CONSTRUCTORS));
+        let writable = parts(abi::PF_W, u64::MAX);
+        let first = parts(abi::PF_X, CONSTRUCTORS);
         let last = self.all(abi::DT_FINI).filter_map(|at| self.offset(at));
         let last = last.map(|offset| offset..offset.saturating_add(1));
         let tables = std::iter::once(0..end.unwrap_or(0));

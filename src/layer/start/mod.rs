@@ -68,10 +68,11 @@ struct State {
     opened: Vec<Opened>,
     /// What the image starts, once that has been asked for, and as long as nothing was made of it.
     program: Option<Option<Program>>,
-    /// The same for what is looked into, with what was found.
+    /// What was guessed, and where the image has more looked for; until a container starts and these files are looked into.
     begun: Option<(Search, Vec<Place>)>,
+    /// Whether it is watched what is read.
     is_following: bool,
-    /// Whether a container has been prepared.
+    /// Whether a container has been prepared, or anything was read.
     is_started: bool,
     /// Whether a profile or a landmark says what is needed.
     is_known: bool,

@@ -87,11 +87,12 @@ impl Start {
         let (began, mut last) = (Instant::now(), Instant::now());
         let mut rank = FOLLOWED;
         while began.elapsed() < WATCH && !follow.is_over() {
-            let is_read = follow.has_news();
-            if let Some((search, places)) = self.state.lock().begins(is_read) {
+            let mut has_news = follow.has_news();
+            if let Some((search, places)) = self.state.lock().begins(has_news) {
                 follow.begin(search, places);
+                has_news = true;
             }
-            if is_read || follow.has_news() {
+            if has_news {
                 last = Instant::now();
                 // Indexes and the cache are read.
                 let stepped = tokio::task::spawn_blocking(move || {
