@@ -5,8 +5,8 @@
 
 Prints `PORT=N` once it listens on a free loopback port, then serves until it is ended. Every byte of a
 response body is counted as it is sent, per blob, so a number read while a transfer runs is right too.
-It can also behave like a distant registry: a delay for every new connection and every request, and one
-shared link of limited speed. A test talks to it on the same port:
+It can also behave like a distant registry: a delay for every new connection and every request, within which the
+registry does its work and this program its own, and one shared link of limited speed. A test talks to it on the same port:
 
     GET  /_relay/counts              {"total": N, "requests": N, "blobs": {digest: N}, "manifests": N}
     POST /_relay/reset               set every count to zero
@@ -49,9 +49,15 @@ class Link:
         self.rtt = rtt_ms / 1000
         self.bytes_per_second = mbit * 1_000_000 / 8
 
-    def round_trip(self):
-        if self.rtt:
-            time.sleep(self.rtt)
+    def due(self):
+        """When an answer to what was asked now is there."""
+        return time.monotonic() + self.rtt
+
+    @staticmethod
+    def wait(due):
+        delay = due - time.monotonic()
+        if delay > 0:
+            time.sleep(delay)
 
     def carry(self, size):
         """Waits until the line has room for `size` more bytes."""
@@ -130,7 +136,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def setup(self):
         super().setup()
         self.upstream = http.client.HTTPConnection(self.server.upstream, timeout=300)
-        self.server.link.round_trip()
+        self.server.link.wait(self.server.link.due())
 
     def finish(self):
         self.upstream.close()
@@ -147,7 +153,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.control()
         started = time.monotonic()
         self.server.counts.request()
-        self.server.link.round_trip()
+        self.due = self.server.link.due()
         self.sent = 0
         status = self.server.faults.next("Range" in self.headers)
         try:
@@ -159,6 +165,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             elif status is None:
                 status = self.pass_on()
             elif status == 0:
+                self.server.link.wait(self.due)
                 self.close_connection = True
             else:
                 self.answer(status, b"asked for by a test\n")
@@ -185,6 +192,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.command, self.path, body=body, headers=headers, encode_chunked=chunked
         )
         response = self.upstream.getresponse()
+        self.server.link.wait(self.due)
         self.send_response_only(response.status, response.reason)
         for name, value in response.getheaders():
             if name.lower() not in HOP_BY_HOP:
@@ -236,6 +244,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return
 
     def answer(self, status, body, headers=None):
+        self.server.link.wait(self.due)
         self.send_response_only(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
@@ -245,6 +254,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def control(self):
+        self.due = 0  # no distance
         url = urlsplit(self.path)
         asked = {k: float(v[0]) for k, v in parse_qs(url.query).items()}
         verb = url.path.removeprefix("/_relay/")
