@@ -17,9 +17,10 @@ use crate::bed::{self, Bed};
 pub const PROXIED: &str = "
 [fetch]
 background = false
+[containerd]
+address = \"{node}/containerd.sock\"
 [cri]
 listen = \"{node}/cri.sock\"
-containerd = \"{node}/containerd.sock\"
 [credentials]
 key_file = \"{node}/key/credentials\"
 ";

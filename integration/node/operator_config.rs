@@ -158,7 +158,8 @@ fn doctor_finds_a_sound_node_sound_and_says_what_is_wrong_with_another() {
         config.to_str().unwrap().to_owned(),
     );
     let socket = bed.value("CONTAINERD_SOCKET").to_owned();
-    let text = fs::read_to_string(&crfs).unwrap() + &format!("[cri]\ncontainerd = \"{socket}\"\n");
+    let text =
+        fs::read_to_string(&crfs).unwrap() + &format!("[containerd]\naddress = \"{socket}\"\n");
     fs::write(&crfs, text).unwrap();
     let files = ["--config", &crfs, "--containerd-config", &containerd];
     let look = |bed: &Bed, image: &str| -> Vec<(String, String, String)> {

@@ -16,7 +16,10 @@ struct Node {
 
 impl Node {
     fn up(options: &[&str]) -> Self {
-        let mut bed = Bed::up("[cri]\ncontainerd = \"{node}/containerd.sock\"\n", options);
+        let mut bed = Bed::up(
+            "[containerd]\naddress = \"{node}/containerd.sock\"\n",
+            options,
+        );
         let main = bed.folder().join("node/containerd.toml");
         let text = fs::read_to_string(&main).unwrap();
         let before = text.split_once("[proxy_plugins.crfs]").unwrap().0;

@@ -267,17 +267,18 @@ fn what_goes_wrong_is_said_with_what_to_do() {
         said.contains("nobody") && said.contains("crfs setup"),
         "{said}"
     );
-    let mut gone = Command::new(CRFS);
-    let said = refused(
-        &gone
-            .args(["pull", "--address", "/none/c.sock", &name])
-            .output()
-            .unwrap(),
-    );
-    assert!(
-        said.contains("/none/c.sock") && said.contains("--address"),
-        "{said}"
-    );
+    // Where containerd is says the configuration, and the flag before it.
+    let configured = bed.folder().join("elsewhere.toml");
+    fs::write(&configured, "[containerd]\naddress = \"/none/c.sock\"\n").unwrap();
+    let configured = configured.to_str().unwrap();
+    for named in [["--address", "/none/c.sock"], ["--config", configured]] {
+        let mut gone = Command::new(CRFS);
+        let said = refused(&gone.arg("pull").args(named).arg(&name).output().unwrap());
+        assert!(
+            said.contains("/none/c.sock") && said.contains("[containerd] address"),
+            "{said}"
+        );
+    }
     bed.relay("POST", "down?on=1");
     let said = fail(&bed, &[&name]);
     assert!(said.contains(bed.registry()), "{said}");

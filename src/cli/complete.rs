@@ -10,6 +10,7 @@ use crate::cli::Outcome;
 use crate::cli::ask::json;
 use crate::cli::out;
 use crate::cli::pull::{Node, progress};
+use crate::containerd::Containerd;
 use crate::oci::Platform;
 use crate::pull::{Completed, Completer, Which};
 
@@ -51,14 +52,14 @@ struct Report {
 
 pub(super) fn run(args: Args) -> Outcome {
     let start = Instant::now();
-    let client = args.node.client()?;
+    let (client, socket) = args.node.open()?;
     let which = match (args.all_platforms, args.platform) {
         (true, _) => Which::All,
         (false, platform) => Which::For(platform.unwrap_or_else(Platform::this_machine)),
     };
     let completed = tokio::runtime::Runtime::new()?.block_on(async {
         let completer = Completer {
-            containerd: args.node.containerd().await?,
+            containerd: Containerd::connect(&socket, &args.node.namespace).await?,
             namespace: args.node.namespace.clone(),
             client,
             which,

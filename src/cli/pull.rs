@@ -14,7 +14,7 @@ use crate::cli::Outcome;
 use crate::cli::ask::json;
 use crate::cli::out;
 use crate::config::Config;
-use crate::containerd::{self, Containerd};
+use crate::containerd::Containerd;
 use crate::oci::{Platform, Reference};
 use crate::pull::{self, Pulled, Puller};
 use crate::registry::{Client, DockerConfig};
@@ -51,9 +51,9 @@ pub(super) struct Args {
 /// Which containerd, and how registries are spoken to.
 #[derive(Debug, clap::Args)]
 pub(super) struct Node {
-    /// containerd's socket
-    #[arg(long, short, value_name = "SOCKET", default_value = containerd::SOCKET)]
-    pub(super) address: PathBuf,
+    /// containerd's socket [default: the configuration's [containerd] address]
+    #[arg(long, short, value_name = "SOCKET")]
+    address: Option<PathBuf>,
     /// containerd's namespace; that of Kubernetes is k8s.io
     #[arg(long, short, value_name = "NAME", default_value = "default")]
     pub(super) namespace: String,
@@ -66,17 +66,14 @@ pub(super) struct Node {
 }
 
 impl Node {
-    /// A client of registries.
-    pub(super) fn client(&self) -> Result<Client, crate::config::Error> {
-        let mut config = Config::load(self.config.as_deref())?.registry;
-        config.plain_http.extend(self.plain_http.iter().cloned());
-        let credentials = Arc::new(DockerConfig::new(&config));
-        Ok(Client::new(config, credentials))
-    }
-
-    /// Connects to containerd.
-    pub(super) async fn containerd(&self) -> Result<Containerd, containerd::Error> {
-        Containerd::connect(&self.address, &self.namespace).await
+    /// A client of registries, and containerd's socket.
+    pub(super) fn open(&self) -> Result<(Client, PathBuf), crate::config::Error> {
+        let config = Config::load(self.config.as_deref())?;
+        let mut registry = config.registry;
+        registry.plain_http.extend(self.plain_http.iter().cloned());
+        let credentials = Arc::new(DockerConfig::new(&registry));
+        let socket = self.address.clone().unwrap_or(config.containerd.address);
+        Ok((Client::new(registry, credentials), socket))
     }
 }
 
@@ -94,10 +91,10 @@ struct Report {
 
 pub(super) fn run(args: Args) -> Outcome {
     let start = Instant::now();
-    let client = args.node.client()?;
+    let (client, socket) = args.node.open()?;
     let pulled = tokio::runtime::Runtime::new()?.block_on(async {
         let puller = Puller {
-            containerd: args.node.containerd().await?,
+            containerd: Containerd::connect(&socket, &args.node.namespace).await?,
             client,
             snapshotter: args.snapshotter,
             platform: args.platform.unwrap_or_else(Platform::this_machine),

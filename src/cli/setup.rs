@@ -121,7 +121,7 @@ impl Args {
         let (_, crfs) = self.which.find()?;
         Ok(Trial {
             ctr: self.ctr.clone(),
-            containerd: self.which.load()?.cri.containerd,
+            containerd: self.which.load()?.containerd.address,
             crfs,
             version: version(&self.containerd)?,
             platform: Platform::this_machine(),

@@ -216,11 +216,7 @@ impl Config {
             ("root", Some(&self.root)),
             ("address", Some(&self.address)),
             ("cri.listen", self.cri.listen.as_ref()),
-            ("cri.containerd", Some(&self.cri.containerd)),
-            (
-                "containerd.address",
-                Some(&self.containerd.address).filter(|path| !path.as_os_str().is_empty()),
-            ),
+            ("containerd.address", Some(&self.containerd.address)),
         ];
         for (key, path) in named {
             if let Some(path) = path.filter(|path| !path.is_absolute()) {

@@ -10,7 +10,7 @@ use crate::oci::Digest;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// Nobody serves at the socket.
-    #[error("no containerd answers at {}: {why} (does it run? --address names its socket)", socket.display())]
+    #[error("no containerd answers at {}: {why} (does it run? [containerd] address or --address names its socket)", socket.display())]
     Unreachable {
         /// The socket.
         socket: PathBuf,

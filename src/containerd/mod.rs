@@ -30,14 +30,15 @@ pub use socket::UnixSocket;
 use crate::oci::Descriptor;
 
 /// Where containerd serves if nobody says otherwise.
-pub const SOCKET: &str = "/run/containerd/containerd.sock";
+const SOCKET: &str = "/run/containerd/containerd.sock";
 
-/// Section `[containerd]` of the configuration: the containerd that pulls with crfs.
+/// Section `[containerd]` of the configuration: the containerd that crfs is a snapshotter of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Its socket. The manifest and the config of an image that it pulls are read from its content store; where it cannot
-    /// be reached, or if this is empty, from the registry once more. Default `/run/containerd/containerd.sock`.
+    /// Its socket. It gets the calls of the CRI that come to crfs, and the manifest and the config of an image that it pulls
+    /// are read from its content store: where it cannot be reached, from the registry. Default
+    /// `/run/containerd/containerd.sock`.
     pub address: PathBuf,
 }
 

@@ -33,22 +33,11 @@ const GOODBYE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Section `[cri]` of the configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Unix socket that kubelet's `imageServiceEndpoint` names. Default: none, there is no proxy.
     pub listen: Option<PathBuf>,
-    /// Unix socket of containerd, which gets every call.
-    pub containerd: PathBuf,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            listen: None,
-            containerd: PathBuf::from("/run/containerd/containerd.sock"),
-        }
-    }
 }
 
 /// Told of every image that was pulled.

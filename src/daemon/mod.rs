@@ -141,7 +141,7 @@ async fn serve(config: Config, reread: Reread, root: Root, held: &Arc<Held>) -> 
         tokio::spawn(serve_metrics(address, node.clone()));
     }
     let incoming = service::socket::incoming(listener).map_err(Error::Setup)?;
-    let proxy = Proxy::start(&config.cri, pulls(pulled, &snapshotter), held)?;
+    let proxy = Proxy::start(&config, pulls(pulled, &snapshotter), held)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         root = %config.root.display(),
@@ -346,22 +346,18 @@ fn pulls(credentials: Pulled, snapshotter: &Snapshotter) -> cri::Pulls {
 }
 
 impl Proxy {
-    fn start(config: &cri::Config, pulls: cri::Pulls, held: &Held) -> Result<Self, Error> {
+    fn start(config: &Config, pulls: cri::Pulls, held: &Held) -> Result<Self, Error> {
         let (tasks, end) = (TaskTracker::new(), CancellationToken::new());
-        if config.listen.is_none() {
+        if config.cri.listen.is_none() {
             held.close_listener(keeper::LISTEN_CRI)?;
         }
-        if let Some(path) = &config.listen {
+        if let Some(path) = &config.cri.listen {
             let listener = listener(held, keeper::LISTEN_CRI, path)?;
             listener.set_nonblocking(true).map_err(Error::Setup)?;
             let listener = UnixListener::from_std(listener).map_err(Error::Setup)?;
-            tracing::info!(listen = %path.display(), containerd = %config.containerd.display(), "passing the CRI on");
-            tasks.spawn(cri::serve(
-                listener,
-                config.containerd.clone(),
-                pulls,
-                end.clone(),
-            ));
+            let containerd = config.containerd.address.clone();
+            tracing::info!(listen = %path.display(), containerd = %containerd.display(), "passing the CRI on");
+            tasks.spawn(cri::serve(listener, containerd, pulls, end.clone()));
         }
         tasks.close();
         Ok(Self { tasks, end })

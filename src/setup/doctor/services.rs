@@ -23,7 +23,7 @@ pub(super) async fn examine(subject: &Subject) -> Vec<Finding> {
         Err(error) => Err(error),
     };
     let mut findings = self::daemon(&subject.socket, answer);
-    let containerd = &subject.config.cri.containerd;
+    let containerd = &subject.config.containerd.address;
     findings.push(socket(
         containerd,
         UnixStream::connect(containerd).map(drop),
@@ -122,7 +122,7 @@ fn socket(path: &Path, connected: io::Result<()>) -> Finding {
         Err(error) => Finding::failure(
             CHECK,
             format!("{}: {error}", path.display()),
-            "systemctl start containerd, or name its socket in [cri] containerd",
+            "systemctl start containerd, or name its socket in [containerd] address",
         ),
     }
 }
