@@ -282,6 +282,19 @@ fn what_goes_wrong_is_said_with_what_to_do() {
     bed.relay("POST", "down?on=1");
     let said = fail(&bed, &[&name]);
     assert!(said.contains(bed.registry()), "{said}");
+    // Who has to wait longer is told what for.
+    fs::write(configured, "[registry]\ndeadline = \"4s\"\n").unwrap();
+    let waits = command(&bed, "pull", &["--config", configured, &name]).output();
+    let said = String::from_utf8(waits.unwrap().stderr).unwrap();
+    let (first, last) = said.split_once('\n').unwrap();
+    assert!(
+        first.contains(bed.registry()) && first.ends_with("; trying again"),
+        "{said}"
+    );
+    assert!(
+        last.starts_with("crfs: ") && last.lines().count() == 1,
+        "{said}"
+    );
     bed.relay("POST", "down?on=0");
     bed.tell("crfs stop");
     let said = fail(&bed, &[&name]);

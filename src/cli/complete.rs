@@ -9,7 +9,8 @@ use serde::Serialize;
 use crate::cli::Outcome;
 use crate::cli::ask::json;
 use crate::cli::out;
-use crate::cli::pull::{Node, progress};
+use crate::cli::progress::Board;
+use crate::cli::pull::Node;
 use crate::containerd::Containerd;
 use crate::oci::Platform;
 use crate::pull::{Completed, Completer, Which};
@@ -61,9 +62,9 @@ pub(super) fn run(args: Args) -> Outcome {
         let completer = Completer {
             containerd: Containerd::connect(&socket, &args.node.namespace).await?,
             namespace: args.node.namespace.clone(),
+            progress: Board::for_stderr(&client),
             client,
             which,
-            progress: progress::for_stderr(),
         };
         completer.complete(&args.image).await
     })?;

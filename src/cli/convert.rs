@@ -10,6 +10,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::cli::out;
+use crate::cli::progress::Board;
 use crate::config::Config;
 use crate::convert::{Converter, Location, Summary};
 use crate::registry::{Client, DockerConfig};
@@ -77,7 +78,7 @@ pub(super) fn run(args: Args) -> super::Outcome {
     let client = Client::new(config, credentials);
     let source = args.source.source(&client)?;
     let sink = args.destination.sink(&client)?;
-    let converter = Converter::new(source, sink, options, progress::for_stderr());
+    let converter = Converter::new(source, sink, options, Board::for_stderr(&client));
     let summary = tokio::runtime::Runtime::new()?.block_on(converter.run())?;
     let report = Report {
         source: args.source.to_string(),

@@ -2,13 +2,19 @@
 
 use std::io::IsTerminal as _;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 
+use parking_lot::Mutex;
+
 use crate::oci::Digest;
+use crate::registry::Client;
 
 /// Digits of a digest that people compare.
 const SHORT: usize = 12;
+/// What holds a command up is told this often, at most.
+const REMIND: Duration = Duration::from_secs(5);
 
 /// Where rows of progress are shown.
 pub(super) enum Board {
@@ -25,12 +31,21 @@ pub(super) struct Row {
 }
 
 impl Board {
-    /// What suits standard error.
-    pub(super) fn for_stderr() -> Self {
-        match std::io::stderr().is_terminal() {
+    /// What suits standard error. It also says what `client` waits for while a registry does not answer.
+    pub(super) fn for_stderr(client: &Client) -> Arc<Self> {
+        let board = Arc::new(match std::io::stderr().is_terminal() {
             true => Self::Bars(MultiProgress::new()),
             false => Self::Lines,
-        }
+        });
+        let (told, last) = (Arc::clone(&board), Mutex::new(None::<Instant>));
+        client.traffic().on_trouble(move |error| {
+            let mut last = last.lock();
+            if last.is_none_or(|last| last.elapsed() >= REMIND) {
+                *last = Some(Instant::now());
+                told.note(&format!("{error}; trying again"));
+            }
+        });
+        board
     }
 
     /// Begins a row for something of `size` bytes. A row that is no bar says nothing until it is done,

@@ -1,6 +1,6 @@
 //! `crfs pull`: an image into containerd, lazily, also where containerd has no command for it.
 
-pub(super) mod progress;
+mod progress;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::cli::Outcome;
 use crate::cli::ask::json;
 use crate::cli::out;
+use crate::cli::progress::Board;
 use crate::config::Config;
 use crate::containerd::Containerd;
 use crate::oci::{Platform, Reference};
@@ -95,10 +96,10 @@ pub(super) fn run(args: Args) -> Outcome {
     let pulled = tokio::runtime::Runtime::new()?.block_on(async {
         let puller = Puller {
             containerd: Containerd::connect(&socket, &args.node.namespace).await?,
+            progress: Board::for_stderr(&client),
             client,
             snapshotter: args.snapshotter,
             platform: args.platform.unwrap_or_else(Platform::this_machine),
-            progress: progress::for_stderr(),
         };
         puller.pull(&args.image).await
     })?;

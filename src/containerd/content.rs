@@ -86,6 +86,11 @@ impl Containerd {
         let mut bytes = Vec::new();
         while let Some(piece) = pieces.message().await.map_err(self.failed(&doing))? {
             bytes.extend_from_slice(&piece.data);
+            if bytes.len() as u64 > max {
+                return Err(wrong(format!(
+                    "sends more than the {max} bytes it may have"
+                )));
+            }
         }
         match Digest::of(&bytes) {
             got if got == digest => Ok(Some(bytes)),

@@ -51,6 +51,7 @@ pub(super) struct Document {
 pub(super) struct Endpoint {
     settings: Settings,
     config: Arc<Config>,
+    traffic: Arc<Traffic>,
     transport: Transport,
     authorizer: Authorizer,
     gate: Gate,
@@ -80,7 +81,8 @@ impl Endpoint {
         traffic: Arc<Traffic>,
     ) -> Result<Self, Error> {
         Ok(Self {
-            transport: Transport::new(&settings, config, traffic)?,
+            transport: Transport::new(&settings, config, Arc::clone(&traffic))?,
+            traffic,
             authorizer: Authorizer::new(&settings.name, &settings.base, credentials),
             settings,
             config: Arc::clone(config),
@@ -155,7 +157,7 @@ impl Endpoint {
     }
 
     pub(super) fn patience(&self, what: &Arc<str>) -> Patience {
-        Patience::new(&self.config, what, self.name())
+        Patience::new(&self.config, &self.traffic, what, self.name())
     }
 
     /// Calls until the answer is a success, an error that will not change, or patience ends.

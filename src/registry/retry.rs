@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use crate::registry::{Config, Error};
+use crate::registry::{Config, Error, Traffic};
 
 /// The first pause, doubled for each further one, plus up to as much again at random.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -17,9 +17,13 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// How long before the deadline the last attempt is made, at most.
 const LAST_TRY: Duration = Duration::from_secs(1);
 
+/// What fails for less long is nobody's concern.
+const MOMENT: Duration = Duration::from_secs(1);
+
 /// The patience of one operation: pauses grow, and end with the deadline.
 pub(super) struct Patience {
     config: Arc<Config>,
+    traffic: Arc<Traffic>,
     /// What is asked for, and of whom, for the error at the end.
     what: Arc<str>,
     host: String,
@@ -29,9 +33,15 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    pub(super) fn new(config: &Arc<Config>, what: &Arc<str>, host: &str) -> Self {
+    pub(super) fn new(
+        config: &Arc<Config>,
+        traffic: &Arc<Traffic>,
+        what: &Arc<str>,
+        host: &str,
+    ) -> Self {
         Self {
             config: Arc::clone(config),
+            traffic: Arc::clone(traffic),
             what: Arc::clone(what),
             host: host.to_owned(),
             pauses: pauses(config),
@@ -42,7 +52,7 @@ impl Patience {
 
     /// There was progress: start over.
     pub(super) fn renew(&mut self) {
-        *self = Self::new(&self.config, &self.what, &self.host);
+        *self = Self::new(&self.config, &self.traffic, &self.what, &self.host);
     }
 
     /// Time went by in progress: the deadline counts from now, the attempts made stay made.
@@ -77,6 +87,9 @@ impl Patience {
             until = self.last_try();
         }
         tracing::debug!(%error, ?pause, "trying again");
+        if self.deadline <= now + self.config.deadline.saturating_sub(MOMENT) {
+            self.traffic.held_up(&error);
+        }
         self.last = Some(error);
         if until >= self.deadline {
             return Err(self.over());
@@ -151,4 +164,36 @@ fn pauses(config: &Config) -> ExponentialBackoff {
         .with_max_times(config.retries as usize)
         .with_jitter()
         .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_what_lasts_is_told() {
+        let traffic = Arc::new(Traffic::default());
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let (begun, hears) = (Instant::now(), Arc::clone(&told));
+        traffic.on_trouble(move |error| hears.lock().push((begun.elapsed(), error.to_string())));
+        let what = Arc::from("manifest r.io/app:1");
+        let config = Arc::new(Config {
+            deadline: MOMENT * 3,
+            ..Config::default()
+        });
+        let mut patience = Patience::new(&config, &traffic, &what, "r.io");
+        let away = Error::Unreachable {
+            what,
+            host: "r.io".to_owned(),
+            why: "refused".to_owned(),
+        };
+        while patience.after(away.clone()).await.is_ok() {}
+        let told = told.lock();
+        assert!(!told.is_empty());
+        let mut all = told.iter();
+        assert!(
+            all.all(|(when, text)| *when >= MOMENT && text.contains("refused")),
+            "{told:?}"
+        );
+    }
 }

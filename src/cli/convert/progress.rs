@@ -7,11 +7,6 @@ use indicatif::HumanBytes;
 use crate::cli::progress::{Board, Row, short};
 use crate::convert::{LayerInfo, LayerProgress, LayerReport, Progress, Stage};
 
-/// What suits standard error.
-pub(super) fn for_stderr() -> Arc<dyn Progress> {
-    Arc::new(Board::for_stderr())
-}
-
 impl Progress for Board {
     fn layer(&self, layer: &LayerInfo) -> Arc<dyn LayerProgress> {
         self.row(title(layer), layer.size, true)

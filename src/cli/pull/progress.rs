@@ -7,11 +7,6 @@ use indicatif::HumanBytes;
 use crate::cli::progress::{Board, Row, short};
 use crate::pull::{Info, LayerProgress, Outcome, Progress, Report, Stage};
 
-/// What suits standard error.
-pub(in crate::cli) fn for_stderr() -> Arc<dyn Progress> {
-    Arc::new(Board::for_stderr())
-}
-
 impl Progress for Board {
     fn layer(&self, layer: &Info) -> Arc<dyn LayerProgress> {
         self.row(title(layer), layer.size, false)

@@ -105,7 +105,7 @@ impl Hosts {
     }
 
     pub(super) fn patience(&self, what: &Arc<str>) -> Patience {
-        Patience::new(&self.config, what, &self.name)
+        Patience::new(&self.config, &self.traffic, what, &self.name)
     }
 
     /// All hosts, as configured now.
