@@ -8,7 +8,9 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, Table, Value, value};
+use toml_edit::{
+    Array, ArrayOfTables, DocumentMut, InlineTable, Item, Table, TableLike, Value, value,
+};
 
 use crate::setup::containerd::{self, Containerd};
 
@@ -138,13 +140,13 @@ fn wanted(wish: &Wish, format: i64) -> Vec<(Vec<&'static str>, Fill)> {
 
 fn proxy_plugin(document: &mut DocumentMut, wish: &Wish) -> Result<(), String> {
     let plugin = section(document, &["proxy_plugins", "crfs"])?;
-    plugin.insert("type", value("snapshot"));
-    plugin.insert("address", value(wish.address.display().to_string()));
+    set(plugin, "type", "snapshot");
+    set(plugin, "address", wish.address.display().to_string());
     // Lazy layers would lose their parents.
     plugin.remove("capabilities");
     let exports = section(document, &["proxy_plugins", "crfs", "exports"])?;
-    exports.insert("root", value(wish.root.display().to_string()));
-    exports.insert("enable_remote_snapshot_annotations", value("true"));
+    set(exports, "root", wish.root.display().to_string());
+    set(exports, "enable_remote_snapshot_annotations", "true");
     Ok(())
 }
 
@@ -189,15 +191,28 @@ fn unpack_config(document: &mut DocumentMut, wish: &Wish) -> Result<(), String> 
 
 fn cri_images(document: &mut DocumentMut, _: &Wish) -> Result<(), String> {
     let images = section(document, CRI[0])?;
-    images.insert("snapshotter", value("crfs"));
+    set(images, "snapshotter", "crfs");
     Ok(())
 }
 
 fn cri_before(document: &mut DocumentMut, _: &Wish) -> Result<(), String> {
     let images = section(document, CRI[1])?;
-    images.insert("snapshotter", value("crfs"));
-    images.insert("disable_snapshot_annotations", value(false));
+    set(images, "snapshotter", "crfs");
+    set(images, "disable_snapshot_annotations", false);
     Ok(())
+}
+
+/// Sets a key. One that is there keeps its indentation and its comment, and is left alone if it says so already.
+fn set(table: &mut dyn TableLike, key: &str, wanted: impl Into<Value>) {
+    let mut wanted = wanted.into();
+    let Some(Item::Value(there)) = table.get_mut(key) else {
+        table.insert(key, Item::Value(wanted));
+        return;
+    };
+    wanted.decor_mut().clone_from(there.decor());
+    if (wanted.as_str(), wanted.as_bool()) != (there.as_str(), there.as_bool()) {
+        *there = wanted;
+    }
 }
 
 fn has(item: Option<&Item>, text: &str) -> bool {
@@ -208,7 +223,7 @@ fn has(item: Option<&Item>, text: &str) -> bool {
 fn section<'a>(
     document: &'a mut DocumentMut,
     path: &[&str],
-) -> Result<&'a mut dyn toml_edit::TableLike, String> {
+) -> Result<&'a mut dyn TableLike, String> {
     let mut item = document.as_item_mut();
     for (depth, key) in path.iter().enumerate() {
         let is_last = depth + 1 == path.len();

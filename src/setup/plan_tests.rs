@@ -123,6 +123,29 @@ fn a_section_that_somebody_wrote_is_completed_where_it_stands() {
 }
 
 #[test]
+fn the_readme_s_configuration_says_all_that_it_should() {
+    let readme = include_str!("../../README.md");
+    let (_, text) = readme.split_once("```toml\nversion = 3\n").unwrap();
+    let (text, _) = text.split_once("```").unwrap();
+    let bed = Bed::new(Some(&format!("version = 3\n{text}")), (2, 1));
+    assert_eq!(plan(&bed.wish).unwrap(), []);
+}
+
+#[test]
+fn what_has_to_change_keeps_its_indentation_and_its_comment() {
+    let main = |socket: &str| {
+        format!(
+            "version = 2\n[proxy_plugins.crfs]\n  type = 'snapshot' # ours\n  address = \"{socket}\" # of the daemon\n\
+             \x20 [proxy_plugins.crfs.exports]\n    root = \"/var/lib/crfs\"\n\
+             \x20   enable_remote_snapshot_annotations = \"true\" # images\n"
+        )
+    };
+    let bed = Bed::new(Some(&main("/old.sock")), (1, 7));
+    let edits = bed.apply();
+    assert_eq!(edits[0].after, main("/run/crfs/crfs.sock"));
+}
+
+#[test]
 fn pods_get_crfs_by_the_section_of_the_file_s_version() {
     for (main, version, section) in [
         (None, (2, 1), "io.containerd.cri.v1.images"),
