@@ -36,11 +36,14 @@ bench_usage() {
 	exit "$1"
 }
 
+bench_names='python|big|small|tiny|attributes|smoke|micro|killed'
 only='' own=() crfs='' options=(--how "integration/bench/run.sh $*")
 while [ $# -gt 0 ]; do
 	case $1 in
 	--only) [ -n "${2:-}" ] || bench_usage 2; only=$2; shift ;;
-	--image) [[ ${2:-} =~ ^[a-z0-9]+=. && -e ${2#*=}/index.json ]] || bench_usage 2; own+=("${2%%=*}=$(realpath "${2#*=}")"); shift ;;
+	--image) [[ ${2:-} =~ ^[a-z0-9]+=. && -e ${2#*=}/index.json ]] || bench_usage 2
+		[[ ! ${2%%=*} =~ ^($bench_names)$ ]] || die "--image ${2%%=*}: the name means another image here; give yours one of its own"
+		own+=("${2%%=*}=$(realpath "${2#*=}")"); shift ;;
 	--link) [[ ${2:-} =~ ^[0-9.]+:[0-9.]+$ ]] || bench_usage 2; options+=(--link "$2"); shift ;;
 	--runs) [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || bench_usage 2; options+=(--runs "$2"); shift ;;
 	--json) [ -n "${2:-}" ] || bench_usage 2; options+=(--json "$(realpath -m "$2")"); shift ;;
