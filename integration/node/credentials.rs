@@ -30,7 +30,7 @@ fn tokens_of_five_seconds_are_renewed_once_each_under_load() {
     bed.pull_as(ALICE, &image);
 
     // Slow enough that reading all of it takes the time that is to be tested.
-    let seconds: u64 = if bed::long() { 600 } else { 60 };
+    let seconds: u64 = if bed::long() { 600 } else { 30 };
     let size = 95_000_000 * 8 / 1_000_000 / seconds;
     bed.relay("POST", &format!("link?rtt_ms=5&mbit={size}"));
     bed.relay("POST", "reset");

@@ -79,7 +79,8 @@ fn keep(root: &Path) -> io::Result<()> {
     let mut keeper = Keeper::new(folder.clone(), Origin { umask, oom_score }, sockets);
     memory::forget_code();
     let result = keeper.run();
-    for name in [folder.control(), folder.notify()] {
+    // Still under the lock. The one that tells whether there is a keeper goes last: who finds none finds nothing of it.
+    for name in [folder.notify(), folder.control()] {
         let _ = std::fs::remove_file(name);
     }
     result
