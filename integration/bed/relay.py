@@ -153,19 +153,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.control()
         started = time.monotonic()
         self.server.counts.request()
-        self.due = self.server.link.due()
+        due = self.server.link.due()
         self.sent = 0
         status = self.server.faults.next("Range" in self.headers)
         try:
             refusal = self.server.guard.answer(self) if status is None else None
+            if status is not None or refusal:
+                self.server.link.wait(due)
             if refusal:
                 status = refusal[0]
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 self.answer(status, refusal[2], refusal[1])
             elif status is None:
-                status = self.pass_on()
+                status = self.pass_on(due)
             elif status == 0:
-                self.server.link.wait(self.due)
                 self.close_connection = True
             else:
                 self.answer(status, b"asked for by a test\n")
@@ -178,7 +179,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = relay
 
-    def pass_on(self):
+    def pass_on(self, due):
         headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP_BY_HOP}
         chunked = "chunked" in self.headers.get("Transfer-Encoding", "")
         if chunked:
@@ -192,7 +193,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.command, self.path, body=body, headers=headers, encode_chunked=chunked
         )
         response = self.upstream.getresponse()
-        self.server.link.wait(self.due)
+        self.server.link.wait(due)
         self.send_response_only(response.status, response.reason)
         for name, value in response.getheaders():
             if name.lower() not in HOP_BY_HOP:
@@ -244,7 +245,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return
 
     def answer(self, status, body, headers=None):
-        self.server.link.wait(self.due)
         self.send_response_only(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
@@ -254,7 +254,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def control(self):
-        self.due = 0  # no distance
         url = urlsplit(self.path)
         asked = {k: float(v[0]) for k, v in parse_qs(url.query).items()}
         verb = url.path.removeprefix("/_relay/")

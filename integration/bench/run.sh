@@ -36,14 +36,11 @@ bench_usage() {
 	exit "$1"
 }
 
-bench_names='python|big|small|tiny|attributes|smoke|micro|killed'
 only='' own=() crfs='' options=(--how "integration/bench/run.sh $*")
 while [ $# -gt 0 ]; do
 	case $1 in
 	--only) [ -n "${2:-}" ] || bench_usage 2; only=$2; shift ;;
-	--image) [[ ${2:-} =~ ^[a-z0-9]+=. && -e ${2#*=}/index.json ]] || bench_usage 2
-		[[ ! ${2%%=*} =~ ^($bench_names)$ ]] || die "--image ${2%%=*}: the name means another image here; give yours one of its own"
-		own+=("${2%%=*}=$(realpath "${2#*=}")"); shift ;;
+	--image) [[ ${2:-} =~ ^[a-z0-9]+=. && -e ${2#*=}/index.json ]] || bench_usage 2; own+=("${2%%=*}=$(realpath "${2#*=}")"); shift ;;
 	--link) [[ ${2:-} =~ ^[0-9.]+:[0-9.]+$ ]] || bench_usage 2; options+=(--link "$2"); shift ;;
 	--runs) [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || bench_usage 2; options+=(--runs "$2"); shift ;;
 	--json) [ -n "${2:-}" ] || bench_usage 2; options+=(--json "$(realpath -m "$2")"); shift ;;
@@ -62,6 +59,10 @@ machine_check "$project"
 tools_for_bed
 tools_install ip:iproute2 mkfs.ext4:e2fsprogs
 containerd_find
+names=$("$python" -B -c 'import sys; sys.path.insert(0, sys.argv[1]); import images; print(*images.IMAGES, "micro", "killed")' "$bench_folder")
+for image in "${own[@]}"; do
+	[[ " $names " != *" ${image%%=*} "* ]] || die "--image ${image%%=*}: the name means another image here; give yours one of its own"
+done
 [ -c /dev/net/tun ] || { mkdir -p /dev/net && mknod -m 600 /dev/net/tun c 10 200; } 2>/dev/null
 (: <>/dev/net/tun) 2>/dev/null || die "/dev/net/tun cannot be opened: load the kernel module 'tun', and in a container give it the device (--device /dev/net/tun)"
 export CRFS_BED_CACHE=$bed_cache PYTHONDONTWRITEBYTECODE=1
