@@ -91,15 +91,6 @@ fn mixed(bed: &Bed, name: &str) -> String {
     bed.push(&mixed, name)
 }
 
-/// Bytes that left the registry of each layer since the counts were reset.
-fn bytes_of(bed: &Bed, image: &Image) -> Vec<u64> {
-    let counts = bed.relay("GET", "counts");
-    let layers = image.layers.iter();
-    layers
-        .map(|layer| counts["blobs"][layer.as_str()].as_u64().unwrap_or(0))
-        .collect()
-}
-
 pub fn has_no_old_containerd() -> bool {
     let missing = std::env::var_os("CRFS_NO_CONTAINERD_17").is_some();
     if missing {
@@ -139,7 +130,7 @@ fn pulls_lazily_and_runs(line: &str) {
         .map(|layer| layer["outcome"].as_str().unwrap())
         .collect();
     assert_eq!(outcomes, ["lazy", "unpacked", "lazy"]);
-    let (bytes, fetched) = (bytes_of(&bed, &image), &pulled["layers"][1]["fetched"]);
+    let (bytes, fetched) = (image.served(&bed), &pulled["layers"][1]["fetched"]);
     assert_eq!(fetched.as_u64(), Some(bytes[1]), "{bytes:?}");
     assert!(bytes[2] < 100 << 10, "of a layer of 1 MiB: {bytes:?}");
     assert_eq!(lazy_mounts(&bed.crfs_root()).len(), 2);
@@ -164,7 +155,7 @@ fn pulls_lazily_and_runs(line: &str) {
     bed.relay("POST", "reset");
     let again = told(&bed, "pull", &[&name]);
     assert_eq!((&again["present"], &again["lazy"]), (&3.into(), &0.into()));
-    assert_eq!(bytes_of(&bed, &image), [0, 0, 0]);
+    assert_eq!(image.served(&bed), [0, 0, 0]);
     assert!(bed.requests_served() <= 2, "{}", bed.relay("GET", "counts"));
     let said = bed.run(&name, "again", &["busybox", "cat", "/m/three"]);
     assert_eq!(said, "three");
@@ -193,7 +184,7 @@ fn a_pull_that_is_killed_is_gone_on_with_or_leaves_nothing() {
         bed.relay("POST", "link?rtt_ms=1&mbit=8");
         let mut pull = command(&bed, "pull", &[&name]).spawn().unwrap();
         bed::wait_for("a part of the plain layer", 30, || {
-            bytes_of(&bed, &image)[1] > 1 << 20
+            image.served(&bed)[1] > 1 << 20
         });
         serve::end(&mut pull, Signal::KILL);
         bed.relay("POST", "link?rtt_ms=0&mbit=0");
@@ -215,7 +206,7 @@ fn a_pull_that_is_killed_is_gone_on_with_or_leaves_nothing() {
     begin_and_kill();
     bed.relay("POST", "reset");
     let pulled = told(&bed, "pull", &[&name]);
-    let (size, rest) = (&pulled["layers"][1]["size"], bytes_of(&bed, &image)[1]);
+    let (size, rest) = (&pulled["layers"][1]["size"], image.served(&bed)[1]);
     let size = size.as_u64().unwrap();
     assert!(
         rest > 0 && rest < size - (512 << 10),

@@ -1,4 +1,5 @@
-//! How far away a registry may be: the round trips until all layers of an image are mounted.
+//! How far away a registry may be: the round trips until all layers of an image are mounted, and what may share the line
+//! meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -9,17 +10,20 @@ use crate::serve::{self, Image, Serve};
 
 const ROUND_TRIP: Duration = Duration::from_millis(100);
 
-/// Ten layers: nine of some files each, and one whose TOC is longer than a tail that is guessed.
-fn ten_layers(bed: &Bed) -> Image {
+/// What each layer holds beside its small files, in bytes.
+const NOISE: usize = 200_000;
+
+/// Ten layers: nine of some files each, and `long`, whose TOC is longer than a tail that is guessed.
+fn ten_layers(bed: &Bed, long: u64) -> Image {
     let many: Vec<_> = (0..20_000)
         .map(|n| format!("many/{:x}", n * 7919))
         .collect();
     let tars: Vec<_> = (0..10)
         .map(|layer| {
-            let noise = serve::noise(layer, 200_000);
+            let noise = serve::noise(layer, NOISE);
             let names: Vec<_> = (0..50).map(|n| format!("layer{layer}/{n}")).collect();
             let mut files: Vec<(&str, &[u8])> = vec![("noise", &noise)];
-            let names = if layer == 5 { &many } else { &names };
+            let names = if layer == long { &many } else { &names };
             files.extend(names.iter().map(|name| (name.as_str(), name.as_bytes())));
             serve::tar(&bed.folder().join(format!("{layer}.tar")), &files)
         })
@@ -32,7 +36,7 @@ fn ten_layers(bed: &Bed) -> Image {
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_layers_cost_at_most_six_round_trips() {
     let bed = Bed::up("", &["--only", "registry"]);
-    let image = ten_layers(&bed);
+    let image = ten_layers(&bed, 5);
     let mut best = Duration::MAX;
     // Other programs may slow one attempt down; each is of a node that knows nothing yet.
     for attempt in 0..3 {
@@ -63,4 +67,26 @@ async fn ten_layers_cost_at_most_six_round_trips() {
         }
     }
     panic!("{best:?} is more than six round trips");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn content_that_nobody_waits_for_comes_after_tables_of_contents() {
+    let bed = Bed::up("", &["--only", "registry"]);
+    let image = ten_layers(&bed, 9);
+    let mut daemon = Serve::start(&bed.folder().join("node"), "", &[]);
+    let client = daemon.client().await;
+    // The long table of contents takes half a second, and nine layers are mounted at its beginning.
+    bed.relay("POST", "link?rtt_ms=1&mbit=20");
+    bed.relay("POST", "reset");
+    serve::pull(&client, &image, "ns").await;
+    let content = NOISE as u64 * 9;
+    let mounted: u64 = image.served(&bed)[..9].iter().sum();
+    bed::wait_for("the content of the others", 30, || {
+        image.served(&bed)[..9].iter().sum::<u64>() > content
+    });
+    println!(
+        "{mounted} bytes of nine layers had come when the tenth was mounted, {content} came then"
+    );
+    assert!(mounted < content / 2);
+    daemon.end(Signal::TERM);
 }

@@ -177,6 +177,15 @@ impl Image {
             layers: layers.map(|layer| text(&layer["digest"])).collect(),
         }
     }
+
+    /// Bytes that left the registry of each layer since the counts were reset.
+    pub fn served(&self, bed: &Bed) -> Vec<u64> {
+        let counts = bed.relay("GET", "counts");
+        let layers = self.layers.iter();
+        layers
+            .map(|layer| counts["blobs"][layer.as_str()].as_u64().unwrap_or(0))
+            .collect()
+    }
 }
 
 /// A tar file of regular files.

@@ -138,8 +138,8 @@ impl LiveLayers {
     /// The folder cannot be made.
     pub fn new(parts: Parts) -> io::Result<Arc<Self>> {
         std::fs::create_dir_all(&parts.indexes)?;
-        let (client, indexes) = (parts.client.clone(), parts.indexes.clone());
-        let resolver = Resolver::new(client, indexes, &parts.config);
+        let (client, fetcher) = (parts.client.clone(), Arc::clone(&parts.fetcher));
+        let resolver = Resolver::new(client, fetcher, parts.indexes.clone(), &parts.config);
         let store = ContentStore::new(&parts.containerd);
         let images = Images::new(parts.client.clone(), store, Arc::clone(&resolver));
         let profiles = Arc::new(parts.profiles.clone());

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
+use crate::blob::fetch::Fetcher;
 use crate::fs::{Index, index};
 use crate::layer::flight::{Flights, Outcome};
 use crate::layer::spool::SpoolPart;
@@ -39,6 +40,7 @@ const KEEP_SOURCES: Duration = Duration::from_secs(60);
 /// Makes indexes, each once however many ask.
 pub(super) struct Resolver {
     client: registry::Client,
+    fetcher: Arc<Fetcher>,
     indexes: PathBuf,
     limits: Limits,
     /// Repositories (`host/name`) whose layers may be read without digests.
@@ -54,10 +56,16 @@ pub(super) struct Resolver {
 }
 
 impl Resolver {
-    pub(super) fn new(client: registry::Client, indexes: PathBuf, config: &Config) -> Arc<Self> {
+    pub(super) fn new(
+        client: registry::Client,
+        fetcher: Arc<Fetcher>,
+        indexes: PathBuf,
+        config: &Config,
+    ) -> Arc<Self> {
         let layers = Flights::new(Duration::ZERO);
         Arc::new(Self {
             client,
+            fetcher,
             indexes,
             limits: Limits {
                 toc_json: config.max_toc.0,
@@ -152,6 +160,8 @@ impl Resolver {
         layer: &Descriptor,
         promise: Promise,
     ) -> Result<Digest, NotLazy> {
+        // A pull waits for it, and for the layers that are mounted already nobody may.
+        let _precedence = self.fetcher.precede();
         let _reader = self.readers.acquire().await;
         let source = Sources::new(&self.client, images, layer.digest, layer.size)?;
         let most = self.limits.toc_json / RATIO;

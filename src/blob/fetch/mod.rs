@@ -206,8 +206,8 @@ impl Fetcher {
         drop(self.runtime.spawn_blocking(work));
     }
 
-    /// While what this yields lives, the background begins no new request: a start is under way, and more of it is known
-    /// than has been asked for.
+    /// While what this yields lives, the background begins no new request: a table of contents is on its way or worked on, or a
+    /// start is under way, and more of it is known than has been asked for.
     #[must_use]
     pub fn precede(&self) -> Precedence {
         Precedence {
