@@ -209,6 +209,41 @@ async fn what_a_start_has_read_is_there_at_the_next_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_second_container_has_the_node_for_itself_for_a_moment() {
+    let bed = Bed::up("", &["--only", "registry"]);
+    let one = Image::of(&bed, &bed.convert(&image(&bed, "one", &[1, 2]), "one:lazy"));
+    let mut daemon = Serve::start(&bed.folder().join("node"), "", &[]);
+    let client = daemon.client().await;
+    // The whole image takes seven seconds.
+    bed.relay("POST", "link?rtt_ms=1&mbit=20");
+    let names = serve::pull(&client, &one, "ns").await;
+    let served_in_a_second = || {
+        let before = bed.bytes_served();
+        std::thread::sleep(Duration::from_secs(1));
+        bed.bytes_served() - before
+    };
+    read(&start(&client, "ns/1/c", &names).await, &["2/5", "1/5"]);
+    let beside_the_first = served_in_a_second();
+    start(&client, "ns/2/c", &names).await;
+    // What was asked for before still comes.
+    served_in_a_second();
+    let beside_the_second = served_in_a_second().max(served_in_a_second());
+    start(&client, "ns/3/c", &names).await;
+    println!(
+        "{beside_the_first} bytes a second beside the first, {beside_the_second} beside the second"
+    );
+    assert!(beside_the_first > 1_000_000 && beside_the_second < 50_000);
+    let started = std::time::Instant::now();
+    bed::wait_for("the background", 30, || served_in_a_second() > 1_000_000);
+    assert!(
+        started.elapsed() < Duration::from_secs(4),
+        "one rest for all"
+    );
+    bed.relay("POST", "link?rtt_ms=0&mbit=0");
+    daemon.end(Signal::TERM);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn images_that_share_a_layer_have_profiles_of_their_own() {
     let bed = Bed::up("", &["--only", "registry"]);
     let one = Image::of(&bed, &bed.convert(&image(&bed, "one", &[1, 2]), "one:lazy"));

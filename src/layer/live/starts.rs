@@ -126,13 +126,14 @@ impl LiveLayers {
     /// A container starts on this stack, topmost first: fetches what is known to be needed and is not
     /// here, and records what is read.
     pub(super) fn started(&self, stack: &[PathBuf]) {
-        let mut cold = true;
+        let (mut cold, mut read) = (true, true);
         let mounted: Vec<Mounted> = {
             let mut mounts = self.mounts.lock();
             let lowest_first = stack.iter().rev();
             let layers = lowest_first.filter_map(|path| {
                 let mount = mounts.get_mut(path)?;
-                cold &= !std::mem::replace(&mut mount.is_started, true);
+                let is_started = std::mem::replace(&mut mount.is_started, true);
+                (cold, read) = (cold && !is_started, read && is_started);
                 Some(Mounted {
                     record: mount.record.clone(),
                     index: Arc::clone(mount.tree.index()),
@@ -169,7 +170,7 @@ impl LiveLayers {
         });
         tokio::spawn(async move {
             if let Ok(start) = start.await {
-                start.container();
+                start.container(read).await;
             }
         });
     }

@@ -40,9 +40,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Measured (Python with numpy started before on the node, medians of 3): a second container right after the first takes
 /// 0.14 and 0.16 s (10 ms and 1 Gbit/s; 50 ms and 200 Mbit/s) instead of 0.21 and 0.20. A second is too short for a program that
 /// computes for longer (Java compiling its source, 2 runs each way in turn): a second container then takes 1.3 to 2.0 s, and
-/// 0.8 to 0.9 s with four seconds, as by overlayfs.
+/// 0.8 to 0.9 s with four seconds, as by overlayfs. Where the first start had no profile the second container rests when it starts:
+/// 0.53 and 0.39 s (30 ms and 300 Mbit/s, medians of 7 in turn on a slow machine; overlayfs 0.31).
 const SETTLED: Duration = Duration::from_secs(4);
 const UNFORESEEN: u64 = 8;
+/// How soon after one such rest a further container of the same image gets another: where they are started all the time, the
+/// rest of the image comes nevertheless.
+const RESTED: Duration = Duration::from_secs(20);
 /// Part of what lies before a landmark that a profile must name to be believed instead: less comes
 /// of a start that was not the image's usual one.
 const LANDMARK_SHARE: u64 = 4;
@@ -76,6 +80,8 @@ struct State {
     is_started: bool,
     /// Whether a profile or a landmark says what is needed.
     is_known: bool,
+    /// When the background was left out last for a container all of whose layers had been read.
+    rested: Option<Instant>,
     /// What is left to fetch, by its place in the order; the second number tells two layers apart that
     /// have the same file, the third the chunks of one piece.
     queue: BTreeMap<(u32, usize, u32), Item>,
@@ -141,9 +147,24 @@ impl Start {
         });
     }
 
-    /// A container is prepared: what its program needs is fetched now, and not by a pull that nobody starts.
-    pub(super) fn container(&self) {
-        self.state.lock().is_started = true;
+    /// A container is prepared: what its program needs is fetched now, and not by a pull that nobody starts. If all layers were
+    /// `read` by one before it, so was most of what it needs.
+    pub(super) async fn container(&self, read: bool) {
+        let rests = {
+            let mut state = self.state.lock();
+            state.is_started = true;
+            let rests = read && state.rested.is_none_or(|last| last.elapsed() > RESTED);
+            state.rested = if rests {
+                Some(Instant::now())
+            } else {
+                state.rested
+            };
+            rests
+        };
+        if rests {
+            let _precedence = self.fetcher.precede();
+            self.settle().await;
+        }
     }
 
     /// Whether it helps to know what the image starts, as far as can be told before its layers are there.
@@ -269,10 +290,13 @@ impl Start {
                     state.is_feeding = !state.queue.is_empty();
                     !state.is_feeding
                 };
-                if is_done {
-                    return self.settle().await;
+                if !is_done {
+                    continue;
                 }
-                continue;
+                if self.state.lock().is_known {
+                    self.settle().await;
+                }
+                return;
             }
             ask_for(&window);
             flying.extend(window);
@@ -283,12 +307,9 @@ impl Start {
         }
     }
 
-    /// Waits until the container has started: it and the next of the same image have the node's CPUs for themselves.
-    /// Ends early if readers miss what was not foreseen, and at once if all that was fetched was a guess.
+    /// Waits until a container has started whose content is here: it and the next of the same image have the node's CPUs for
+    /// themselves. Ends early if readers miss what was not foreseen.
     async fn settle(&self) {
-        if !self.state.lock().is_known {
-            return;
-        }
         let (began, before) = (Instant::now(), self.fetcher.unforeseen());
         while began.elapsed() < SETTLED && self.fetcher.unforeseen() - before < UNFORESEEN {
             tokio::time::sleep(LOOK).await;
