@@ -13,6 +13,7 @@ registry does its work and this program its own, and one shared link of limited 
     POST /_relay/link?rtt_ms=10&mbit=1000      0 takes a limit away
     POST /_relay/fail?status=503&count=4       the next 4 requests are answered so; status=0 hangs up
     POST /_relay/fail?status=503&count=4&ranges=1     the same, but only requests for a range
+    POST /_relay/whole?on=1          ranges are ignored, until on=0: all of a blob is sent to whoever asks for a part
     POST /_relay/guard               who may read what, by short-lived tokens: see guard.py
     POST /_relay/down?on=1           every connection is closed unanswered, until on=0
 
@@ -113,6 +114,7 @@ class Faults:
         self.status = 0
         self.left = 0
         self.ranges = False
+        self.whole = False
 
     def fail(self, status, count, ranges):
         with self.lock:
@@ -181,6 +183,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def pass_on(self, due):
         headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP_BY_HOP}
+        if self.server.faults.whole:
+            headers = {k: v for k, v in headers.items() if k.lower() != "range"}
         chunked = "chunked" in self.headers.get("Transfer-Encoding", "")
         if chunked:
             headers["Transfer-Encoding"] = "chunked"
@@ -270,6 +274,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.faults.fail(int(asked.get("status", 503)), count, ranges)
         elif verb == "down":
             self.server.faults.down = bool(asked.get("on", 1))
+        elif verb == "whole":
+            self.server.faults.whole = bool(asked.get("on", 1))
         elif verb != "counts":
             return self.answer(404, b"no such control\n")
         report = {**self.server.counts.report(), **self.server.guard.report()}

@@ -99,6 +99,30 @@ fn the_background_fetch_brings_the_rest() {
 }
 
 #[test]
+fn a_registry_without_ranges_sends_each_layer_once() {
+    let bed = Bed::up("", &[]);
+    let image = bed.convert(&bed::image("numpy"), "numpy:lazy");
+    let whole = manifest_size(&bed, &image);
+    bed.relay("POST", "reset");
+    bed.relay("POST", "whole?on=1");
+    bed.pull("crfs", &image);
+    let said = bed.run(&image, "whole", &["python3", "/app/main.py"]);
+    assert!(said.contains("numpy"), "{said}");
+    let log = bed.crfs_log();
+    assert!(
+        log.contains("is served lazily") && !log.contains("not lazy"),
+        "{log}"
+    );
+    // What of further answers had been sent until they were given up lay on its way.
+    let served = bed.bytes_served();
+    println!("{served} bytes served of an image of {whole}");
+    assert!(served < whole * 2);
+    bed.relay("POST", "down?on=1");
+    let said = bed.run(&image, "offline", &["python3", "/app/main.py"]);
+    assert!(said.contains("numpy"), "{said}");
+}
+
+#[test]
 fn an_ordinary_image_works_and_the_log_says_why_it_is_not_lazy() {
     let bed = Bed::up(FOREGROUND_ONLY, &[]);
     let image = bed.push(&bed::image("numpy"), "numpy:plain");

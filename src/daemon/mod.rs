@@ -323,7 +323,8 @@ pub fn client(config: &Config, pulled: Option<&Pulled>) -> registry::Client {
     sources.push(Arc::new(DockerConfig::new(&config.registry)));
     sources.extend(Providers::new(&config.credentials).map(|source| Arc::new(source) as _));
     sources.extend(PullSecrets::new(&config.credentials).map(|source| Arc::new(source) as _));
-    registry::Client::new(config.registry.clone(), Arc::new(Chain(sources)))
+    let (registry, spool) = (config.registry.clone(), Some(config.root.clone()));
+    registry::Client::with_spool(registry, Arc::new(Chain(sources)), spool)
 }
 
 /// The CRI proxy, if there is one.

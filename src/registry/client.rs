@@ -1,6 +1,7 @@
 //! The client: manifests, blobs, and the registry hosts they are asked of.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::stream;
@@ -33,6 +34,7 @@ pub struct Client(Arc<Inner>);
 struct Inner {
     config: Arc<Config>,
     credentials: Arc<dyn Credentials>,
+    spool: Option<PathBuf>,
     traffic: Arc<Traffic>,
     registries: Mutex<HashMap<String, Arc<Hosts>>>,
 }
@@ -52,9 +54,21 @@ impl Client {
     /// A client that makes no request yet.
     #[must_use]
     pub fn new(config: Config, credentials: Arc<dyn Credentials>) -> Self {
+        Self::with_spool(config, credentials, None)
+    }
+
+    /// The same. Where a registry sends all of a blob for each range of it, this is kept for a while in the folder
+    /// `spool`, in a file without a name, and sent once; without a folder it is sent anew for each range.
+    #[must_use]
+    pub fn with_spool(
+        config: Config,
+        credentials: Arc<dyn Credentials>,
+        spool: Option<PathBuf>,
+    ) -> Self {
         Self(Arc::new(Inner {
             config: Arc::new(config),
             credentials,
+            spool,
             traffic: Arc::default(),
             registries: Mutex::default(),
         }))
@@ -104,6 +118,7 @@ impl Client {
             image.repository(),
             digest,
             size,
+            self.0.spool.clone(),
         )))
     }
 

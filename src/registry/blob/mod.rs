@@ -2,15 +2,20 @@
 //! not have it or do not serve it rightly.
 //!
 //! A range is asked of the hosts in their order ([`Hosts`]) until one answers; what an answer leaves
-//! out is asked of them again. Where no other host is left, time is given ([`Patience`]).
+//! out is asked of them again. Where no other host is left, time is given ([`Patience`]). A host that sends the whole
+//! blob instead of a range sends it once, to all who read it ([`whole`]).
 //!
-//! Locking: `spots` is held for a copy only.
+//! Locking: `spots` is held for a copy only, `whole` to look it up and begin one.
 
 mod part;
 mod spot;
+mod whole;
 
+use std::fs::File;
+use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -25,6 +30,7 @@ use crate::registry::served::Served;
 use crate::registry::{ByteStream, Error, RangeSource};
 use part::Part;
 use spot::{Spot, Target};
+use whole::Whole;
 
 /// A blob of a registry. Cheap to clone; clones share where the blob was found.
 #[derive(Clone)]
@@ -36,6 +42,10 @@ struct Inner {
     /// The blob at each host, and the list of hosts they were made for.
     spots: Mutex<(Option<List>, Vec<Arc<Spot>>)>,
     served: Served<Arc<Spot>>,
+    /// Where the whole of it may be kept for a while.
+    spool: Option<PathBuf>,
+    /// The whole of it, while it is sent or kept.
+    whole: Mutex<Weak<Whole>>,
 }
 
 /// A range that is being read.
@@ -51,7 +61,13 @@ struct Reader {
 }
 
 impl RemoteBlob {
-    pub(super) fn new(hosts: Arc<Hosts>, repository: &str, digest: Digest, size: u64) -> Self {
+    pub(super) fn new(
+        hosts: Arc<Hosts>,
+        repository: &str,
+        digest: Digest,
+        size: u64,
+        spool: Option<PathBuf>,
+    ) -> Self {
         let target = Target {
             what: format!("blob {digest} of {}/{repository}", hosts.name()).into(),
             repository: repository.to_owned(),
@@ -63,6 +79,8 @@ impl RemoteBlob {
             target: Arc::new(target),
             spots: Mutex::default(),
             served: Served::default(),
+            spool,
+            whole: Mutex::default(),
         }))
     }
 
@@ -103,6 +121,7 @@ impl RangeSource for RemoteBlob {
     }
 
     fn was_wrong(&self, range: Range<u64>) {
+        *self.0.whole.lock() = Weak::new();
         for spot in self.0.served.blame(&range) {
             spot.was_wrong();
         }
@@ -112,13 +131,15 @@ impl RangeSource for RemoteBlob {
 impl Inner {
     /// Asks each host that may have `range`, until one answers.
     async fn open(&self, range: &Range<u64>) -> Result<(Arc<Spot>, Part), Error> {
+        if let Some(kept) = self.kept(&self.whole.lock(), range) {
+            return Ok(kept);
+        }
         let mut failures = Failures::default();
         for spot in self.candidates()? {
             match spot.open(range).await {
                 Ok(part) => {
                     spot.endpoint.worked();
-                    self.served.begun(range.clone(), Arc::clone(&spot));
-                    return Ok((spot, part));
+                    return Ok(self.share(spot, part, range));
                 }
                 Err(error) => {
                     spot.note(&error);
@@ -128,6 +149,44 @@ impl Inner {
         }
         let verdict = failures.verdict();
         Err(verdict.unwrap_or_else(|| self.hosts.none_able(Capability::Pull)))
+    }
+
+    /// `range` of the whole blob that is sent or kept, if there is one that reaches so far.
+    fn kept(&self, whole: &Weak<Whole>, range: &Range<u64>) -> Option<(Arc<Spot>, Part)> {
+        let whole = whole.upgrade().filter(|whole| whole.reaches(range.end))?;
+        let spot = Arc::clone(&whole.spot);
+        self.served.begun(range.clone(), Arc::clone(&spot));
+        Some((spot, Part::of_whole(whole.tail(range.start), range)))
+    }
+
+    /// An answer to a request for `range`; one that is the whole blob is shared by all its readers.
+    fn share(&self, spot: Arc<Spot>, part: Part, range: &Range<u64>) -> (Arc<Spot>, Part) {
+        let mut whole = self.whole.lock();
+        let is_of_more = part.is_of_more();
+        if is_of_more && let Some(kept) = self.kept(&whole, range) {
+            return kept;
+        }
+        let folder = self.spool.as_deref().filter(|_| is_of_more);
+        let part = match folder.and_then(|folder| self.room(folder)) {
+            Some(file) => {
+                let (host, all) = (part.host().to_owned(), part.widened(self.target.size));
+                let new = Whole::begin(file, Arc::clone(&spot), host, pieces(all));
+                *whole = Arc::downgrade(&new);
+                Part::of_whole(new.tail(range.start), range)
+            }
+            None => part,
+        };
+        self.served.begun(range.clone(), Arc::clone(&spot));
+        (spot, part)
+    }
+
+    fn room(&self, folder: &Path) -> Option<File> {
+        let Target { what, size, .. } = &*self.target;
+        let room = Whole::room(folder, *size);
+        let refused = |error: &io::Error| {
+            tracing::warn!(%what, %error, "the registry sends all of it for each range, which is not kept");
+        };
+        room.inspect_err(refused).ok()
     }
 
     /// Hosts in the order to ask them: those that let this blob down only if all did, those that
@@ -159,6 +218,14 @@ impl Inner {
         good.sort_by_key(|spot| spot.endpoint.is_resting());
         Ok(good)
     }
+}
+
+/// What is left of a part.
+fn pieces(part: Part) -> ByteStream {
+    let pieces = stream::try_unfold(part, |mut part| async move {
+        Ok(part.next().await?.map(|piece| (piece, part)))
+    });
+    pieces.boxed()
 }
 
 impl Reader {

@@ -8,17 +8,26 @@ use reqwest::StatusCode;
 use reqwest::header::CONTENT_RANGE;
 
 use crate::registry::Error;
+use crate::registry::blob::whole::Tail;
 use crate::registry::body::Body;
 use crate::registry::transport::Answer;
 
 /// The asked part of one answer.
 pub(super) struct Part {
-    body: Body,
+    from: From,
     /// Bytes before the asked ones that the host sends all the same.
     skip: u64,
     left: u64,
     /// Whether the host was to send the asked bytes and no others.
     exact: bool,
+}
+
+/// What it is cut from.
+enum From {
+    /// An answer of its own.
+    Answer(Body),
+    /// One that others read too, from the part's beginning on.
+    Whole(Tail),
 }
 
 impl Part {
@@ -53,17 +62,46 @@ impl Part {
             return Err(wrong(&answer, format!("with {got} bytes, not {length}")));
         }
         Ok(Self {
-            body: answer.into_body(),
+            from: From::Answer(answer.into_body()),
             skip,
             left: want,
             exact,
         })
     }
 
+    /// `range` of a blob of which all is sent: what `tail` reads.
+    pub(super) const fn of_whole(tail: Tail, range: &Range<u64>) -> Self {
+        Self {
+            from: From::Whole(tail),
+            skip: 0,
+            left: range.end - range.start,
+            exact: false,
+        }
+    }
+
+    /// Whether the host sends the whole blob although a part of it was asked for.
+    pub(super) const fn is_of_more(&self) -> bool {
+        matches!(self.from, From::Answer(_)) && !self.exact
+    }
+
+    /// All of the blob of `size` bytes, if [`Self::is_of_more`].
+    pub(super) fn widened(self, size: u64) -> Self {
+        Self {
+            skip: 0,
+            left: size,
+            ..self
+        }
+    }
+
+    /// Who sends it.
+    pub(super) fn host(&self) -> &str {
+        self.from.host()
+    }
+
     /// The next asked bytes; `None` when there are no more.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         while self.left > 0 {
-            let Some(mut piece) = self.body.next().await? else {
+            let Some(mut piece) = self.from.next().await? else {
                 return Ok(None);
             };
             let unasked = self.skip.min(piece.len() as u64);
@@ -86,7 +124,7 @@ impl Part {
     /// All asked bytes came: nothing may follow. Reading the end also frees the connection.
     pub(super) async fn finish(mut self) -> Result<(), Error> {
         match self.exact {
-            true => match self.body.next().await {
+            true => match self.from.next().await {
                 Ok(Some(piece)) if !piece.is_empty() => Err(self.too_long()),
                 // A missing end changes nothing about bytes that are complete.
                 _ => Ok(()),
@@ -99,7 +137,7 @@ impl Part {
     pub(super) fn truncated(&self, what: &Arc<str>) -> Error {
         Error::Truncated {
             what: Arc::clone(what),
-            host: self.body.host().to_owned(),
+            host: self.host().to_owned(),
             left: self.left,
         }
     }
@@ -107,8 +145,24 @@ impl Part {
     fn too_long(&self) -> Error {
         Error::Protocol(format!(
             "{} sent more bytes than were asked for",
-            self.body.host()
+            self.host()
         ))
+    }
+}
+
+impl From {
+    async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        match self {
+            Self::Answer(body) => body.next().await,
+            Self::Whole(tail) => tail.next().await,
+        }
+    }
+
+    fn host(&self) -> &str {
+        match self {
+            Self::Answer(body) => body.host(),
+            Self::Whole(tail) => tail.host(),
+        }
     }
 }
 

@@ -6,6 +6,7 @@ mod mirrors;
 mod push;
 mod redirects;
 mod tls;
+mod whole;
 
 use std::sync::Arc;
 use std::time::Duration;
