@@ -182,9 +182,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = relay
 
     def pass_on(self, due):
-        headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP_BY_HOP}
-        if self.server.faults.whole:
-            headers = {k: v for k, v in headers.items() if k.lower() != "range"}
+        kept_back = HOP_BY_HOP | {"range"} if self.server.faults.whole else HOP_BY_HOP
+        headers = {k: v for k, v in self.headers.items() if k.lower() not in kept_back}
         chunked = "chunked" in self.headers.get("Transfer-Encoding", "")
         if chunked:
             headers["Transfer-Encoding"] = "chunked"

@@ -1,7 +1,7 @@
 //! Images of odd layers through a stock containerd: some lazy and some not, the same twice, empty
 //! ones, many; a second namespace; and what is left when they are removed.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -34,12 +34,9 @@ fn converted(plain: &Path) -> PathBuf {
 
 /// Bytes of layers that left the registry since the counts were reset.
 fn layer_bytes(bed: &Bed, image: &Image) -> u64 {
-    let counts = bed.relay("GET", "counts");
-    let layers: BTreeSet<_> = image.layers.iter().collect();
-    let bytes = layers
-        .iter()
-        .map(|layer| counts["blobs"][layer.as_str()].as_u64());
-    bytes.flatten().sum()
+    // One that the image has twice is counted once.
+    let layers: BTreeMap<_, _> = image.layers.iter().zip(image.served(bed)).collect();
+    layers.values().sum()
 }
 
 /// Disk use of crfs in bytes.

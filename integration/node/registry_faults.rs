@@ -391,7 +391,7 @@ fn a_container_reads_through_what_a_registry_may_do() {
         },
     ];
     // Last, because from then on what comes after it in the blob is read from the same answer.
-    let whole = once("H1 the whole blob, chunked, without end", 1, |blob, _| {
+    let endless = once("H1 the whole blob, chunked, without end", 1, |blob, _| {
         Reply {
             chunked: true,
             endless: true,
@@ -404,7 +404,7 @@ fn a_container_reads_through_what_a_registry_may_do() {
         wrong_statuses_and_bytes(),
         redirects(),
         late.into(),
-        vec![whole],
+        vec![endless],
     ];
     let wrong: Vec<_> = cases
         .into_iter()
@@ -422,4 +422,10 @@ fn a_container_reads_through_what_a_registry_may_do() {
     ward.script(|_, _| Some(Reply::new(500)));
     assert!(ward.read(&[0]).ok);
     assert_eq!(ward.asked(), 0);
+}
+
+#[test]
+fn a_container_reads_from_the_whole_blob_that_a_registry_sends() {
+    let case = once("H1 the whole blob", 1, |blob, _| Reply::new(200).body(blob));
+    check(&Ward::up(1), &case).unwrap();
 }

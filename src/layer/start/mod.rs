@@ -154,11 +154,9 @@ impl Start {
             let mut state = self.state.lock();
             state.is_started = true;
             let rests = read && state.rested.is_none_or(|last| last.elapsed() > RESTED);
-            state.rested = if rests {
-                Some(Instant::now())
-            } else {
-                state.rested
-            };
+            if rests {
+                state.rested = Some(Instant::now());
+            }
             rests
         };
         if rests {
