@@ -28,20 +28,19 @@ const BACKGROUND_NICE: i32 = 10;
 /// Members that were received as a whole.
 pub(super) struct Job {
     pub layer: Arc<Layer>,
+    /// The most pressing of the reasons they were fetched for.
     pub class: Class,
-    /// Whether a reader waits for one of them.
-    pub awaited: bool,
     /// Each with its compressed bytes in pieces.
     pub members: Vec<(u32, Vec<Bytes>)>,
     /// Their share of the memory budget, given back when the job is done.
     pub permits: Vec<OwnedSemaphorePermit>,
 }
 
-/// Whom a thread works for. Each has threads of its own, so that a reader never waits for the end of what nobody
-/// waits for, nor for a thread that the machine runs last.
+/// Whom a thread works for. Each has threads of its own, so that what is wanted never waits for the end of what nobody
+/// wants yet, nor for a thread that the machine runs last.
 #[derive(Clone, Copy)]
 enum Kind {
-    Awaited,
+    Wanted,
     Background,
 }
 
@@ -67,7 +66,7 @@ impl Pool {
     pub(super) fn new() -> Self {
         let shared = Arc::new(Shared::default());
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        for (kind, name) in [(Kind::Awaited, "decode"), (Kind::Background, "decode-bg")] {
+        for (kind, name) in [(Kind::Wanted, "decode"), (Kind::Background, "decode-bg")] {
             for number in 0..cores.min(MOST_THREADS) {
                 let shared = Arc::clone(&shared);
                 let thread = std::thread::Builder::new().name(format!("{name}-{number}"));
@@ -81,29 +80,31 @@ impl Pool {
     }
 
     pub(super) fn submit(&self, job: Job) {
-        let kind = match job.class == Class::Background && !job.awaited {
-            true => Kind::Background,
-            false => Kind::Awaited,
+        let kind = match job.class {
+            Class::Background => Kind::Background,
+            Class::Urgent | Class::Ahead | Class::List => Kind::Wanted,
         };
         self.shared.queue.lock().jobs[kind as usize].push_back(job);
         self.shared.more[kind as usize].notify_one();
     }
 
-    /// A reader has come to wait for `member`: if it was received for the background, it is not kept waiting behind the rest.
-    pub(super) fn hurry(&self, layer: &Layer, member: u32) {
+    /// Someone has come to want `members`: if they were received for the background, they are not kept waiting behind the rest.
+    pub(super) fn hurry(&self, layer: &Layer, members: &[u32]) {
+        if members.is_empty() {
+            return;
+        }
         let mut queue = self.shared.queue.lock();
-        let [awaited, background] = &mut queue.jobs;
-        let is_in = |job: &Job| {
-            std::ptr::eq(&*job.layer, layer)
-                && job.members.iter().any(|(other, _)| *other == member)
-        };
-        if let Some(job) = background
-            .iter()
-            .position(is_in)
-            .and_then(|at| background.remove(at))
-        {
-            awaited.push_back(job);
-            self.shared.more[Kind::Awaited as usize].notify_one();
+        let [wanted, background] = &mut queue.jobs;
+        for member in members {
+            let is_in = |job: &Job| {
+                std::ptr::eq(&*job.layer, layer)
+                    && job.members.iter().any(|(other, _)| other == member)
+            };
+            let found = background.iter().position(is_in);
+            if let Some(job) = found.and_then(|at| background.remove(at)) {
+                wanted.push_back(job);
+                self.shared.more[Kind::Wanted as usize].notify_one();
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -122,6 +123,8 @@ pub(super) struct FakeMap {
     pub prefetch: Option<u64>,
     /// Time that looking for a member's chunks takes.
     pub slow: Duration,
+    /// While it is set no thread gets on with what was fetched for the background.
+    pub busy: Arc<AtomicBool>,
 }
 
 impl LayerMap for FakeMap {
@@ -143,6 +146,15 @@ impl LayerMap for FakeMap {
 
     fn chunks_of(&self, member: MemberId, each: &mut dyn FnMut(ChunkId)) {
         std::thread::sleep(self.slow);
+        let thread = std::thread::current();
+        if thread
+            .name()
+            .is_some_and(|name| name.starts_with("decode-bg"))
+        {
+            while self.busy.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
         for (id, chunk) in (0..).zip(&self.chunks) {
             if chunk.member == member {
                 each(ChunkId(id));

@@ -1,7 +1,7 @@
 //! One layer's part in fetching: its plan, its tasks, what becomes of their results.
 //!
-//! Locking: `plan` before the flights' table before a shard of the cache's index; `attempts`
-//! alone. None is held across an await. A flight begins, and fails, under the lock of the plan in which its member is
+//! Locking: `plan` before the decoders' queue, and before the flights' table before a shard of the cache's index;
+//! `attempts` alone. None is held across an await. A flight begins, and fails, under the lock of the plan in which its member is
 //! queued, or stops flying: in between it would look as if nobody had asked, and be asked for twice.
 
 mod failed;
@@ -59,7 +59,7 @@ pub(in crate::blob) struct Layer {
     /// How soon its registry answers.
     pub(super) delays: Delays,
     /// Told when there is something new to ask for.
-    wishes: Notify,
+    pub(super) wishes: Notify,
     /// Failures of the background in a row; it rests while this has its top bit set.
     failures: AtomicU32,
 }
@@ -155,25 +155,30 @@ impl Layer {
             .map(|info| info.member.0)
             .collect();
         members.dedup();
-        let mut plan = self.plan.lock();
-        for member in members {
-            plan.want(member, class, &*self.map);
+        {
+            let mut plan = self.plan.lock();
+            members.retain(|member| plan.want(*member, class, &*self.map));
         }
+        self.fetcher.pool.hurry(self, &members);
     }
 
     /// Sees to it that all that a reader will wait for, chunk by chunk, is on its way together. The flights begin here:
     /// what fails before its reader joins has failed for him too.
     pub(in crate::blob) fn begin(self: &Arc<Self>, chunks: Range<u32>) {
+        let mut coming = Vec::new();
         {
             let mut plan = self.plan.lock();
             for info in chunks.filter_map(|chunk| self.map.chunk(ChunkId(chunk))) {
                 let key = Key::new(&info.proof, info.size);
                 let held = || self.fetcher.cache.contains(&key);
-                if self.fetcher.flights.begin(key, self.id, &held) {
-                    plan.want(info.member.0, Class::Urgent, &*self.map);
+                if self.fetcher.flights.begin(key, self.id, &held)
+                    && plan.want(info.member.0, Class::Urgent, &*self.map)
+                {
+                    coming.push(info.member.0);
                 }
             }
         }
+        self.fetcher.pool.hurry(self, &coming);
         self.work();
     }
 
@@ -194,7 +199,7 @@ impl Layer {
             Join::Held => Ticket(None),
             // Also for who follows: the flight may have begun when the read was announced.
             Join::Follow(outcome) | Join::Lead(outcome) => {
-                self.fetcher.pool.hurry(self, info.member.0);
+                self.fetcher.pool.hurry(self, &[info.member.0]);
                 Ticket(Some(outcome))
             }
         };

@@ -28,6 +28,8 @@ mod window;
 #[cfg(test)]
 mod failing_tests;
 #[cfg(test)]
+mod hurry_tests;
+#[cfg(test)]
 mod once_tests;
 #[cfg(test)]
 mod plan_tests;

@@ -56,6 +56,14 @@ struct Flying {
     pressed: bool,
 }
 
+/// A member on its way.
+#[derive(Clone, Copy)]
+struct Coming {
+    segment: SegmentId,
+    /// The most pressing of the reasons it is fetched for: its segment's, and those that came up since.
+    class: Class,
+}
+
 /// Members in the order they were asked for, each once.
 #[derive(Default)]
 struct Queue {
@@ -96,7 +104,7 @@ pub(super) struct Plan {
     pub rest: Rest,
     segments: HashMap<SegmentId, Flying>,
     /// Members that were asked for and are not decoded yet.
-    flying: HashMap<u32, SegmentId>,
+    flying: HashMap<u32, Coming>,
     last_id: SegmentId,
     /// Where the background works: what a reader missed last.
     pub near: Option<Near>,
@@ -156,17 +164,32 @@ pub(super) struct Room {
 }
 
 impl Plan {
-    /// Queues `member`, unless it is on its way. A blocked reader's is taken out of a segment that
-    /// would bring it too late.
-    pub(super) fn want(&mut self, member: u32, class: Class, map: &dyn LayerMap) {
-        if let Some(id) = self.flying.get(&member).copied()
-            && (class != Class::Urgent || !self.press(member, id, map))
-        {
-            return;
+    /// Queues `member`, unless it is on its way: then yields true, and it is no less pressing than `class` from now on. A
+    /// blocked reader's is taken out of a segment that would bring it too late.
+    pub(super) fn want(&mut self, member: u32, class: Class, map: &dyn LayerMap) -> bool {
+        if let Some(coming) = self.flying.get_mut(&member) {
+            coming.class = coming.class.min(class);
+            let id = coming.segment;
+            if class != Class::Urgent || !self.press(member, id, map) {
+                return true;
+            }
         }
-        if let Some(queue) = self.queues.get_mut(class as usize) {
-            queue.push(member);
+        self.queue(member, class);
+        false
+    }
+
+    /// Queues a member that is not on its way.
+    fn queue(&mut self, member: u32, class: Class) {
+        match self.queues.get_mut(class as usize) {
+            Some(queue) => queue.push(member),
+            None => self.rest.add(member..member + 1),
         }
+    }
+
+    /// Why a member is fetched that is on its way.
+    pub(super) fn class(&self, member: u32) -> Class {
+        let coming = self.flying.get(&member);
+        coming.map_or(Class::Background, |coming| coming.class)
     }
 
     /// How many more tasks the queues could use, of `most` in all.
@@ -250,7 +273,9 @@ impl Plan {
     }
 
     fn wanted(&self, member: u32, view: &View<'_>) -> bool {
-        !self.flying.contains_key(&member) && (view.missing)(member)
+        // What a reader waits for gets a request of its own.
+        let urgent = &self.queues[Class::Urgent as usize].set;
+        !self.flying.contains_key(&member) && !urgent.contains(&member) && (view.missing)(member)
     }
 
     /// How far a request of the background from `first` on goes: over members that are wanted, up to `limit` bytes.
@@ -294,6 +319,15 @@ impl Plan {
             .is_some_and(|segment| segment.pressed)
     }
 
+    /// Why a segment must get past `member`: what a reader waits for may lie further on, and must not wait for the memory
+    /// that `member` takes.
+    pub(super) fn urgency(&self, id: SegmentId, member: u32) -> Class {
+        match self.is_pressed(id) {
+            true => Class::Urgent,
+            false => self.class(member),
+        }
+    }
+
     /// `member` was decoded or given up.
     pub(super) fn landed(&mut self, member: u32) {
         self.flying.remove(&member);
@@ -327,15 +361,12 @@ impl Plan {
             segment.pressed = true;
             return false;
         }
-        let (class, old) = (segment.class, segment.stop);
+        let cut = member..segment.stop;
         segment.stop = member;
-        for member in member..old {
-            self.flying.remove(&member);
-        }
-        if let Some(queue) = self.queues.get_mut(class as usize) {
-            (member + 1..old).for_each(|member| queue.push(member));
-        } else {
-            self.rest.add(member + 1..old);
+        for member in cut {
+            if let Some(coming) = self.flying.remove(&member) {
+                self.queue(member, coming.class);
+            }
         }
         true
     }
@@ -387,8 +418,15 @@ impl Plan {
                 pressed: class == Class::Urgent,
             },
         );
-        self.flying
-            .extend(members.clone().map(|member| (member, id)));
+        for member in members.clone() {
+            // The background may come first to what is queued.
+            let classes = [Class::Urgent, Class::Ahead, Class::List];
+            let queued = self.queues.iter_mut().zip(classes);
+            let queued =
+                queued.filter_map(|(queue, class)| queue.set.remove(&member).then_some(class));
+            let class = queued.fold(class, Class::min);
+            self.flying.insert(member, Coming { segment: id, class });
+        }
         Segment { id, class, members }
     }
 }

@@ -147,8 +147,8 @@ impl World {
 #[test]
 fn a_reader_goes_before_and_takes_read_ahead_along_but_not_the_list() {
     let mut world = World::new(60);
-    (0..60).for_each(|member| world.plan.want(member, Class::List, &world.map));
-    (11..14).for_each(|member| world.plan.want(member, Class::Ahead, &world.map));
+    (0..60).for_each(|member| _ = world.plan.want(member, Class::List, &world.map));
+    (11..14).for_each(|member| _ = world.plan.want(member, Class::Ahead, &world.map));
     world.plan.want(50, Class::Urgent, &world.map);
     world.plan.want(10, Class::Urgent, &world.map);
     let claimed: Vec<_> = (0..4).map_while(|_| world.claim(false)).collect();
@@ -166,7 +166,7 @@ fn a_reader_goes_before_and_takes_read_ahead_along_but_not_the_list() {
 #[test]
 fn what_nobody_waits_for_leaves_connections_free() {
     let mut world = World::new(2000);
-    (0..20).for_each(|n| world.plan.want(n * 100, Class::Ahead, &world.map));
+    (0..20).for_each(|n| _ = world.plan.want(n * 100, Class::Ahead, &world.map));
     assert_eq!((0..20).map_while(|_| world.claim(false)).count(), 3);
     world.plan.want(1999, Class::Urgent, &world.map);
     assert_eq!(world.claim(false).unwrap().class, Class::Urgent);
@@ -177,7 +177,7 @@ fn what_nobody_waits_for_leaves_connections_free() {
 fn what_nobody_waits_for_yet_is_one_request_while_the_window_is_full() {
     let mut world = World::new(2000);
     let full = Room { any: false, ..ROOM };
-    (0..3).for_each(|n| world.plan.want(n * 100, Class::Ahead, &world.map));
+    (0..3).for_each(|n| _ = world.plan.want(n * 100, Class::Ahead, &world.map));
     assert!(matches!(world.claim_in(full), Claim::Segment(_)));
     assert!(matches!(world.claim_in(full), Claim::Later));
     world.plan.want(1999, Class::Urgent, &world.map);
@@ -210,6 +210,45 @@ fn a_reader_far_down_a_segment_cuts_it_and_one_close_by_waits() {
         100 - 34 + 13,
         "what lay behind goes back"
     );
+    world.finish();
+    assert!((0..100).all(|member| world.received[&member] == 1));
+}
+
+#[test]
+fn a_wish_for_what_the_background_brings_is_not_forgotten() {
+    let mut world = World::new(100);
+    world.plan.rest.add(0..100);
+    world.plan.want(3, Class::List, &world.map);
+    world.plan.want(33, Class::Urgent, &world.map);
+    assert!(!world.plan.want(4, Class::Ahead, &world.map));
+    let segment = world.claim(true).unwrap();
+    assert_eq!(segment.members, 0..33, "a reader gets a request of his own");
+    assert!(world.plan.want(20, Class::Ahead, &world.map));
+    assert!(world.plan.want(20, Class::List, &world.map));
+    let classes = [2, 3, 4, 20].map(|member| world.plan.class(member));
+    assert_eq!(
+        classes,
+        [Class::Background, Class::List, Class::Ahead, Class::Ahead]
+    );
+    let urgency = |world: &World| world.plan.urgency(segment.id, 2);
+    assert_eq!(urgency(&world), Class::Background);
+    world.progress(0);
+    world.plan.want(5, Class::Urgent, &world.map);
+    assert_eq!(
+        urgency(&world),
+        Class::Urgent,
+        "it lies before what a reader waits for"
+    );
+    // Cut off: what was wanted of the end is queued for whom it was wanted.
+    assert!(!world.plan.want(18, Class::Urgent, &world.map));
+    let claimed = [(); 3].map(|()| world.claim(false).unwrap());
+    let claimed = claimed.map(|segment| (segment.class, segment.members));
+    let expected = [
+        (Class::Urgent, 33..34),
+        (Class::Urgent, 18..19),
+        (Class::Ahead, 20..21),
+    ];
+    assert_eq!(claimed, expected);
     world.finish();
     assert!((0..100).all(|member| world.received[&member] == 1));
 }

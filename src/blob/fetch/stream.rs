@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::blob::fetch::decode::Job;
@@ -110,7 +111,7 @@ impl<'a> Receiver<'a> {
             None => {
                 // Who waits for budget must hold none, or two could wait for each other.
                 self.submit();
-                fetcher.reserve(self.segment.class, most).await
+                self.reserve(member, most).await
             }
         };
         while self.at < place.offset {
@@ -127,13 +128,35 @@ impl<'a> Receiver<'a> {
         self.batch.members.push((member, pieces));
         self.batch.permits.extend(permit);
         self.batched += most;
-        let awaited = self.segment.class == Class::Urgent
-            || self.layer.plan.lock().is_pressed(self.segment.id);
-        self.batch.awaited |= awaited;
-        if awaited || self.batched > BATCH {
+        if self.batched > BATCH || self.layer.plan.lock().is_pressed(self.segment.id) {
             self.submit();
         }
         Ok(())
+    }
+
+    /// Waits until `bytes` more may be in flight. Where the background's share is used up by what is decoded last, the segment
+    /// goes on at the readers' expense once one waits for it.
+    async fn reserve(&mut self, member: u32, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let (layer, fetcher) = (self.layer, self.layer.fetcher());
+        {
+            let share = fetcher.reserve(self.segment.class, bytes);
+            tokio::pin!(share);
+            loop {
+                let wished = layer.wishes.notified();
+                tokio::pin!(wished);
+                // Listened to before it is looked at, so that no wish is missed in between.
+                wished.as_mut().enable();
+                let class = layer.plan.lock().urgency(self.segment.id, member);
+                if self.segment.class == Class::Background && class != Class::Background {
+                    break;
+                }
+                tokio::select! {
+                    permit = &mut share => return permit,
+                    () = wished => {}
+                }
+            }
+        }
+        fetcher.reserve(Class::Urgent, bytes).await
     }
 
     /// The next bytes, at least one and at most `most`.
@@ -164,11 +187,17 @@ impl<'a> Receiver<'a> {
         Ok(self.left.split_to(len))
     }
 
+    /// Hands on what has been received.
     fn submit(&mut self) {
         let next = job(self.layer, self.segment.class);
-        let full = std::mem::replace(&mut self.batch, next);
+        let mut full = std::mem::replace(&mut self.batch, next);
         self.batched = 0;
-        if !full.members.is_empty() {
+        // Until it is with the decoders: who wants a member now is known here, who wants it later finds it there.
+        let plan = self.layer.plan.lock();
+        let urgency = |(member, _): &(u32, _)| plan.urgency(self.segment.id, *member);
+        let classes = full.members.iter().map(urgency);
+        if let Some(class) = classes.min() {
+            full.class = class;
             self.layer.fetcher().pool.submit(full);
         }
     }
@@ -190,7 +219,6 @@ fn job(layer: &Arc<Layer>, class: Class) -> Job {
     Job {
         layer: Arc::clone(layer),
         class,
-        awaited: false,
         members: Vec::new(),
         permits: Vec::new(),
     }

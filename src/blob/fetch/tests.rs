@@ -22,7 +22,7 @@ pub(super) fn quiet() -> Config {
 }
 
 pub(super) struct Node {
-    fetcher: Arc<Fetcher>,
+    pub(super) fetcher: Arc<Fetcher>,
     _dir: TempDir,
 }
 
@@ -65,7 +65,7 @@ pub(super) async fn read(blob: &Blob, chunk: u32) -> Result<Vec<u8>, ReadError> 
         .to_vec())
 }
 
-async fn until(what: &str, done: impl Fn() -> bool) {
+pub(super) async fn until(what: &str, done: impl Fn() -> bool) {
     for _ in 0..2000 {
         if done() {
             return;
