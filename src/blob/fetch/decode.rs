@@ -28,8 +28,6 @@ const BACKGROUND_NICE: i32 = 10;
 /// Members that were received as a whole.
 pub(super) struct Job {
     pub layer: Arc<Layer>,
-    /// The most pressing of the reasons they were fetched for.
-    pub class: Class,
     /// Each with its compressed bytes in pieces.
     pub members: Vec<(u32, Vec<Bytes>)>,
     /// Their share of the memory budget, given back when the job is done.
@@ -79,8 +77,9 @@ impl Pool {
         Self { shared }
     }
 
-    pub(super) fn submit(&self, job: Job) {
-        let kind = match job.class {
+    /// Decodes `job`, whose members were fetched for `class` or less pressing reasons.
+    pub(super) fn submit(&self, job: Job, class: Class) {
+        let kind = match class {
             Class::Background => Kind::Background,
             Class::Urgent | Class::Ahead | Class::List => Kind::Wanted,
         };

@@ -23,7 +23,7 @@ use crate::blob::fetch::Fetcher;
 use crate::blob::fetch::ahead::ReadAhead;
 use crate::blob::fetch::flight::{Join, Outcome};
 use crate::blob::fetch::near::Near;
-use crate::blob::fetch::plan::{Claim, Class, Plan, Room, Segment, View};
+use crate::blob::fetch::plan::{Claim, Class, Plan, Room, Segment, SegmentId, View};
 use crate::blob::fetch::stream::Receiver;
 use crate::blob::fetch::window::{Asked, Delays};
 use crate::blob::map::{ChunkId, ChunkInfo, LayerMap, MemberId};
@@ -59,7 +59,7 @@ pub(in crate::blob) struct Layer {
     /// How soon its registry answers.
     pub(super) delays: Delays,
     /// Told when there is something new to ask for.
-    pub(super) wishes: Notify,
+    wishes: Notify,
     /// Failures of the background in a row; it rests while this has its top bit set.
     failures: AtomicU32,
 }
@@ -209,6 +209,20 @@ impl Layer {
             self.close();
         }
         ticket
+    }
+
+    /// Waits until a segment must get past `member` for more than the background.
+    pub(super) async fn until_wanted(&self, segment: SegmentId, member: u32) {
+        loop {
+            let wished = self.wishes.notified();
+            tokio::pin!(wished);
+            // Listened to before it is looked at, so that no wish is missed in between.
+            wished.as_mut().enable();
+            if self.plan.lock().urgency(segment, member) != Class::Background {
+                return;
+            }
+            wished.await;
+        }
     }
 
     fn note_miss(&self, member: MemberId) {

@@ -372,7 +372,7 @@ impl Plan {
     }
 
     /// How far a segment from `first` on goes: over members that are asked for, across small gaps.
-    fn extend(&mut self, first: u32, class: Class, limit: u64, view: &View<'_>) -> u32 {
+    fn extend(&self, first: u32, class: Class, limit: u64, view: &View<'_>) -> u32 {
         let Some(start) = view.member(first) else {
             return first + 1;
         };
@@ -395,9 +395,6 @@ impl Plan {
                 .take(most + 1)
                 .any(|queue| queue.set.contains(&at))
             {
-                self.queues
-                    .iter_mut()
-                    .for_each(|queue| _ = queue.set.remove(&at));
                 (end, end_offset) = (at + 1, reach);
             }
             at += 1;

@@ -53,7 +53,7 @@ impl<'a> Receiver<'a> {
             waiting: None,
             left: Bytes::new(),
             at: 0,
-            batch: job(layer, segment.class),
+            batch: job(layer),
             batched: 0,
             received: segment.members.start,
         }
@@ -137,26 +137,12 @@ impl<'a> Receiver<'a> {
     /// Waits until `bytes` more may be in flight. Where the background's share is used up by what is decoded last, the segment
     /// goes on at the readers' expense once one waits for it.
     async fn reserve(&mut self, member: u32, bytes: u64) -> Option<OwnedSemaphorePermit> {
-        let (layer, fetcher) = (self.layer, self.layer.fetcher());
-        {
-            let share = fetcher.reserve(self.segment.class, bytes);
-            tokio::pin!(share);
-            loop {
-                let wished = layer.wishes.notified();
-                tokio::pin!(wished);
-                // Listened to before it is looked at, so that no wish is missed in between.
-                wished.as_mut().enable();
-                let class = layer.plan.lock().urgency(self.segment.id, member);
-                if self.segment.class == Class::Background && class != Class::Background {
-                    break;
-                }
-                tokio::select! {
-                    permit = &mut share => return permit,
-                    () = wished => {}
-                }
-            }
+        let (layer, segment) = (self.layer, self.segment);
+        let fetcher = layer.fetcher();
+        tokio::select! {
+            permit = fetcher.reserve(segment.class, bytes) => permit,
+            () = layer.until_wanted(segment.id, member) => fetcher.reserve(Class::Urgent, bytes).await,
         }
-        fetcher.reserve(Class::Urgent, bytes).await
     }
 
     /// The next bytes, at least one and at most `most`.
@@ -189,16 +175,14 @@ impl<'a> Receiver<'a> {
 
     /// Hands on what has been received.
     fn submit(&mut self) {
-        let next = job(self.layer, self.segment.class);
-        let mut full = std::mem::replace(&mut self.batch, next);
+        let full = std::mem::replace(&mut self.batch, job(self.layer));
         self.batched = 0;
         // Until it is with the decoders: who wants a member now is known here, who wants it later finds it there.
         let plan = self.layer.plan.lock();
         let urgency = |(member, _): &(u32, _)| plan.urgency(self.segment.id, *member);
         let classes = full.members.iter().map(urgency);
         if let Some(class) = classes.min() {
-            full.class = class;
-            self.layer.fetcher().pool.submit(full);
+            self.layer.fetcher().pool.submit(full, class);
         }
     }
 }
@@ -215,10 +199,9 @@ async fn unless_stalled<T>(coming: impl Future<Output = T>, stalled: impl FnOnce
     }
 }
 
-fn job(layer: &Arc<Layer>, class: Class) -> Job {
+fn job(layer: &Arc<Layer>) -> Job {
     Job {
         layer: Arc::clone(layer),
-        class,
         members: Vec::new(),
         permits: Vec::new(),
     }
