@@ -12,7 +12,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Barrier, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -73,6 +73,8 @@ pub struct Reply {
     pub cut: Option<usize>,
     /// Send only so many bytes of the body, then nothing for a minute.
     pub stall: Option<usize>,
+    /// The rest comes instead of that once the test waits here too.
+    pub until: Option<Arc<Barrier>>,
     /// One byte at a time, with this pause between them.
     pub drip: Option<Duration>,
     /// The same, from the head on.
@@ -246,11 +248,8 @@ impl FakeRegistry {
     /// Requests whose path starts with `prefix`.
     pub fn count(&self, prefix: &str) -> usize {
         let state = self.state();
-        state
-            .seen
-            .iter()
-            .filter(|seen| seen.path().starts_with(prefix))
-            .count()
+        let paths = state.seen.iter().map(Seen::path);
+        paths.filter(|path| path.starts_with(prefix)).count()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -488,8 +487,14 @@ fn write_reply(writer: &mut impl Write, method: &str, reply: &Reply) -> std::io:
             false => writer.write_all(&[0; 0x4000])?,
         }
     }
-    if reply.stall.is_some() {
-        thread::sleep(Duration::from_secs(60));
+    match (reply.stall, &reply.until) {
+        (Some(sent), Some(until)) => {
+            until.wait();
+            writer.write_all(&reply.body[sent..])?;
+            writer.flush()?;
+        }
+        (Some(_), None) => thread::sleep(Duration::from_secs(60)),
+        (None, _) => {}
     }
     Ok(reply.cut.is_none() && reply.stall.is_none() && !reply.reset)
 }

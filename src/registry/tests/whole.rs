@@ -1,5 +1,7 @@
 //! Hosts that send all of a blob when they are asked for a part of it.
 
+use std::sync::Barrier;
+
 use super::*;
 use crate::registry::testing::Reply;
 
@@ -42,10 +44,20 @@ async fn all_readers_have_their_part_of_one_transfer() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_waits_while_nobody_reads() {
-    let (server, content, path) = without_ranges();
+    let (server, content, path) = with_blob(SIZE);
+    let (whole, left) = (content.clone(), Arc::new(Barrier::new(2)));
+    let until = Arc::clone(&left);
+    server.script(move |_, _| {
+        Some(Reply {
+            stall: Some(SIZE / 6),
+            until: Some(Arc::clone(&until)),
+            ..Reply::new(200).body(whole.clone())
+        })
+    });
     let (client, _folder) = keeping();
     let source = source(&client, &server, &content);
     assert!(read(&source, 10_000, 20_000).await.unwrap() == content[10_000..20_000]);
+    left.wait();
     tokio::time::sleep(Duration::from_millis(200)).await;
     let early = client.traffic().received();
     assert!(early < SIZE as u64 / 2, "{early}");
