@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
@@ -46,7 +47,23 @@ enum Kind {
 struct Queue {
     /// By [`Kind`].
     jobs: [VecDeque<Job>; 2],
+    /// Those for whom the background's rest, and until when they do at most.
+    resting: usize,
+    until: Option<Instant>,
     closed: bool,
+}
+
+impl Queue {
+    /// How long jobs of this kind are to rest.
+    fn rest(&self, kind: Kind) -> Option<Duration> {
+        let until = match kind {
+            Kind::Background if self.resting > 0 => self.until?,
+            Kind::Background | Kind::Wanted => return None,
+        };
+        until
+            .checked_duration_since(Instant::now())
+            .filter(|rest| !rest.is_zero())
+    }
 }
 
 #[derive(Default)]
@@ -87,6 +104,16 @@ impl Pool {
         self.shared.more[kind as usize].notify_one();
     }
 
+    /// While what this yields lives, what nobody wants yet stays as it came, for `longest` at most.
+    pub(super) fn rest(&self, longest: Duration) -> Resting {
+        let mut queue = self.shared.queue.lock();
+        if queue.resting == 0 {
+            queue.until = Some(Instant::now() + longest);
+        }
+        queue.resting += 1;
+        Resting(Arc::clone(&self.shared))
+    }
+
     /// Someone has come to want `members`: if they were received for the background, they are not kept waiting behind the rest.
     pub(super) fn hurry(&self, layer: &Layer, members: &[u32]) {
         if members.is_empty() {
@@ -108,6 +135,16 @@ impl Pool {
     }
 }
 
+/// See [`Pool::rest`].
+pub(super) struct Resting(Arc<Shared>);
+
+impl Drop for Resting {
+    fn drop(&mut self) {
+        self.0.queue.lock().resting -= 1;
+        self.0.more[Kind::Background as usize].notify_all();
+    }
+}
+
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.queue.lock().closed = true;
@@ -121,14 +158,21 @@ impl Drop for Pool {
 impl Shared {
     fn next(&self, kind: Kind) -> Option<Job> {
         let mut queue = self.queue.lock();
+        let more = &self.more[kind as usize];
         loop {
-            if let Some(job) = queue.jobs[kind as usize].pop_front() {
+            let rest = queue.rest(kind);
+            if rest.is_none()
+                && let Some(job) = queue.jobs[kind as usize].pop_front()
+            {
                 return Some(job);
             }
             if queue.closed {
                 return None;
             }
-            self.more[kind as usize].wait(&mut queue);
+            match rest {
+                Some(rest) => _ = more.wait_for(&mut queue, rest),
+                None => more.wait(&mut queue),
+            }
         }
     }
 }

@@ -60,7 +60,7 @@ async fn what_is_wanted_on_its_way_does_not_wait_with_the_background() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reader_does_not_wait_for_memory_that_the_background_holds() {
+async fn what_is_wanted_does_not_wait_for_memory_that_the_background_holds() {
     let config = Config {
         memory: ByteSize(256 << 10),
         ..background()
@@ -76,7 +76,48 @@ async fn a_reader_does_not_wait_for_memory_that_the_background_holds() {
     })
     .await;
     read(&blob, 10).await.unwrap();
+    blob.prefetch(&[ChunkId(18)]);
+    until("what a start needs", || blob.holds(ChunkId(18))).await;
+    assert!(!blob.holds(ChunkId(0)) && !blob.holds(ChunkId(19)));
     assert_eq!(source.asked().len(), 1, "the request goes on");
     busy.store(false, Ordering::Relaxed);
     until("the rest", || blob.held() == 20 * LEN as u64).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_a_start_is_under_way_nothing_else_is_decoded() {
+    let node = node(background(), 64 << 20);
+    let (source, map) = layer(&plain(30, LEN));
+    source.script.lock().per_piece = Duration::from_millis(5);
+    let blob = node.blob(&source, map);
+    blob.start();
+    until("the first bytes", || source.sent() > 0).await;
+    let all = 30 * (LEN as u64 + 23);
+    {
+        let (_start, _another) = (node.fetcher.precede(), node.fetcher.precede());
+        let held = blob.held();
+        until("the whole layer", || source.sent() == all).await;
+        blob.prefetch(&[ChunkId(25)]);
+        until("what a start needs", || blob.holds(ChunkId(25))).await;
+        read(&blob, 20).await.unwrap();
+        assert!(blob.held() < held + 10 * LEN as u64, "{}", blob.held());
+    }
+    until("the rest", || blob.held() == 30 * LEN as u64).await;
+    assert_eq!(source.sent(), all, "nothing came twice");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_background_does_not_rest_for_ever() {
+    let node = node(background(), 64 << 20);
+    let (source, map) = layer(&plain(50, LEN));
+    let rest = Duration::from_millis(200);
+    let _first = node.fetcher.pool.rest(rest);
+    let blob = node.blob(&source, map);
+    let began = std::time::Instant::now();
+    blob.start();
+    until("the whole layer", || source.sent() > 0).await;
+    let _second = node.fetcher.pool.rest(rest * 1000);
+    assert_eq!(blob.held(), 0);
+    until("the rest", || blob.held() == 50 * LEN as u64).await;
+    assert!(began.elapsed() >= rest / 2);
 }

@@ -208,12 +208,13 @@ impl Fetcher {
         drop(self.runtime.spawn_blocking(work));
     }
 
-    /// While what this yields lives, the background begins no new request: a table of contents is on its way or worked on, or a
-    /// start is under way, and more of it is known than has been asked for.
+    /// While what this yields lives, the background begins no new request and decodes nothing: a table of contents is on its way
+    /// or worked on, or a start is under way, and more of it is known than has been asked for.
     #[must_use]
     pub fn precede(&self) -> Precedence {
         Precedence {
             _arriving: self.lists.enter(),
+            _resting: self.pool.rest(LONGEST_WAIT),
         }
     }
 
@@ -325,6 +326,7 @@ enum Turn {
 /// See [`Fetcher::precede`].
 pub struct Precedence {
     _arriving: Arriving,
+    _resting: decode::Resting,
 }
 
 impl std::fmt::Debug for Fetcher {

@@ -52,8 +52,15 @@ struct Flying {
     next: u32,
     /// The first that is no longer to be received.
     stop: u32,
-    /// A reader waits for one of its members.
-    pressed: bool,
+    /// Its members below this one are wanted for this, or lie before one that is.
+    wanted: (u32, Class),
+}
+
+impl Flying {
+    fn want(&mut self, member: u32, class: Class) {
+        let (end, pressing) = self.wanted;
+        self.wanted = (end.max(member + 1), pressing.min(class));
+    }
 }
 
 /// A member on its way.
@@ -170,7 +177,12 @@ impl Plan {
         if let Some(coming) = self.flying.get_mut(&member) {
             coming.class = coming.class.min(class);
             let id = coming.segment;
-            if class != Class::Urgent || !self.press(member, id, map) {
+            if class != Class::Urgent || !self.cut(member, id, map) {
+                // There is none any more for what is being decoded.
+                let segment = self.segments.get_mut(&id);
+                segment
+                    .into_iter()
+                    .for_each(|segment| segment.want(member, class));
                 return true;
             }
         }
@@ -312,19 +324,16 @@ impl Plan {
         member < segment.stop
     }
 
-    /// Whether a reader waits for a member of the segment.
-    pub(super) fn is_pressed(&self, id: SegmentId) -> bool {
-        self.segments
-            .get(&id)
-            .is_some_and(|segment| segment.pressed)
-    }
-
-    /// Why a segment must get past `member`: what a reader waits for may lie further on, and must not wait for the memory
-    /// that `member` takes.
+    /// Why a segment must get past `member`: what is wanted may lie further on, and must not wait for the memory that `member`
+    /// takes.
     pub(super) fn urgency(&self, id: SegmentId, member: u32) -> Class {
-        match self.is_pressed(id) {
-            true => Class::Urgent,
-            false => self.class(member),
+        let Some(segment) = self.segments.get(&id) else {
+            return Class::Background;
+        };
+        let (end, class) = segment.wanted;
+        match member < end {
+            true => class.min(segment.class),
+            false => segment.class,
         }
     }
 
@@ -346,8 +355,8 @@ impl Plan {
         lost
     }
 
-    /// A reader waits for `member` of segment `id`: true if it was taken out of the segment.
-    fn press(&mut self, member: u32, id: SegmentId, map: &dyn LayerMap) -> bool {
+    /// A reader waits for `member` of segment `id`: true if it was taken out of the segment, together with what lies behind.
+    fn cut(&mut self, member: u32, id: SegmentId, map: &dyn LayerMap) -> bool {
         let Some(segment) = self.segments.get_mut(&id) else {
             // Received as a whole and being decoded.
             return false;
@@ -358,7 +367,6 @@ impl Plan {
         };
         let behind = place(member).saturating_sub(place(segment.next));
         if member < segment.next || segment.class == Class::Urgent || behind <= PATIENCE {
-            segment.pressed = true;
             return false;
         }
         let cut = member..segment.stop;
@@ -406,24 +414,29 @@ impl Plan {
         self.last_id += 1;
         let id = self.last_id;
         let (next, stop) = (members.start, members.end);
-        self.segments.insert(
-            id,
-            Flying {
-                class,
-                next,
-                stop,
-                pressed: class == Class::Urgent,
-            },
-        );
+        let mut segment = Flying {
+            class,
+            next,
+            stop,
+            wanted: (next, class),
+        };
         for member in members.clone() {
             // The background may come first to what is queued.
             let classes = [Class::Urgent, Class::Ahead, Class::List];
             let queued = self.queues.iter_mut().zip(classes);
             let queued =
                 queued.filter_map(|(queue, class)| queue.set.remove(&member).then_some(class));
-            let class = queued.fold(class, Class::min);
-            self.flying.insert(member, Coming { segment: id, class });
+            let wanted = queued.fold(class, Class::min);
+            if wanted < class {
+                segment.want(member, wanted);
+            }
+            let coming = Coming {
+                segment: id,
+                class: wanted,
+            };
+            self.flying.insert(member, coming);
         }
+        self.segments.insert(id, segment);
         Segment { id, class, members }
     }
 }

@@ -39,6 +39,8 @@ pub(super) struct Receiver<'a> {
     at: u64,
     batch: Job,
     batched: u64,
+    /// Whether what is in `batch` takes of the readers' memory, though none waits for it.
+    is_borrowed: bool,
     /// The first member that was not received.
     pub received: u32,
 }
@@ -55,6 +57,7 @@ impl<'a> Receiver<'a> {
             at: 0,
             batch: job(layer),
             batched: 0,
+            is_borrowed: false,
             received: segment.members.start,
         }
     }
@@ -128,7 +131,11 @@ impl<'a> Receiver<'a> {
         self.batch.members.push((member, pieces));
         self.batch.permits.extend(permit);
         self.batched += most;
-        if self.batched > BATCH || self.layer.plan.lock().is_pressed(self.segment.id) {
+        let is_awaited = || {
+            let plan = self.layer.plan.lock();
+            plan.urgency(self.segment.id, member) == Class::Urgent
+        };
+        if self.batched > BATCH || is_awaited() {
             self.submit();
         }
         Ok(())
@@ -141,7 +148,10 @@ impl<'a> Receiver<'a> {
         let fetcher = layer.fetcher();
         tokio::select! {
             permit = fetcher.reserve(segment.class, bytes) => permit,
-            () = layer.until_wanted(segment.id, member) => fetcher.reserve(Class::Urgent, bytes).await,
+            () = layer.until_wanted(segment.id, member) => {
+                self.is_borrowed = true;
+                fetcher.reserve(Class::Urgent, bytes).await
+            }
         }
     }
 
@@ -177,11 +187,13 @@ impl<'a> Receiver<'a> {
     fn submit(&mut self) {
         let full = std::mem::replace(&mut self.batch, job(self.layer));
         self.batched = 0;
+        let is_borrowed = std::mem::take(&mut self.is_borrowed);
         // Until it is with the decoders: who wants a member now is known here, who wants it later finds it there.
         let plan = self.layer.plan.lock();
-        let urgency = |(member, _): &(u32, _)| plan.urgency(self.segment.id, *member);
-        let classes = full.members.iter().map(urgency);
-        if let Some(class) = classes.min() {
+        let classes = full.members.iter().map(|(member, _)| plan.class(*member));
+        // What readers could use is given back soon.
+        let borrowed = |class| if is_borrowed { Class::Urgent } else { class };
+        if let Some(class) = classes.min().map(borrowed) {
             self.layer.fetcher().pool.submit(full, class);
         }
     }

@@ -41,7 +41,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// 0.14 and 0.16 s (10 ms and 1 Gbit/s; 50 ms and 200 Mbit/s) instead of 0.21 and 0.20. A second is too short for a program that
 /// computes for longer (Java compiling its source, 2 runs each way in turn): a second container then takes 1.3 to 2.0 s, and
 /// 0.8 to 0.9 s with four seconds, as by overlayfs. Where the first start had no profile the second container rests when it starts:
-/// 0.53 and 0.39 s (30 ms and 300 Mbit/s, medians of 7 in turn on a slow machine; overlayfs 0.31).
+/// 0.53 and 0.39 s (30 ms and 300 Mbit/s, medians of 7 in turn on a slow machine; overlayfs 0.31), and since what was received is
+/// not decoded either, 0.36 and 0.33 (10 in turn; overlayfs 0.32).
 const SETTLED: Duration = Duration::from_secs(4);
 const UNFORESEEN: u64 = 8;
 /// How soon after one such rest a further container of the same image gets another: where they are started all the time, the
