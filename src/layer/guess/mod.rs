@@ -1,13 +1,14 @@
 //! What the first start of an image will read, as far as that can be told without having seen one.
 //!
 //! Each start waits for the same few files one after the other: the users and groups that the runtime looks the
-//! container's up in, the dynamic loader with its cache, libc, and the program that the image's config names. They are
-//! looked up by path over all layers of the image ([`place`]), symlinks followed as in a container. What those programs
+//! container's up in, the dynamic loader with its cache, libc, the program that the image's config names, and what libc reads
+//! for its locale ([`locale`]). They are looked up by path over all layers of the image ([`place`]), symlinks followed as in a container. What those programs
 //! and all others need that are executed or loaded later, their files say ([`needs`], [`follow`]).
 
 mod follow;
 #[cfg(test)]
 mod follow_tests;
+mod locale;
 mod needs;
 mod place;
 
@@ -16,6 +17,7 @@ use serde::Deserialize;
 use crate::fs::Index;
 
 pub(super) use follow::{Content, Follow, Layer};
+use locale::Locale;
 pub(super) use place::Place;
 use place::find;
 
@@ -135,6 +137,7 @@ pub(super) struct Program {
     folder: String,
     /// Where names are looked for.
     pub search: Search,
+    locale: Option<Locale>,
 }
 
 /// The parts of an image's config that say what is started (OCI image-spec, config.md).
@@ -158,10 +161,13 @@ impl Program {
     pub(super) fn of_config(json: &[u8]) -> Option<Self> {
         let run = serde_json::from_slice::<Document>(json).ok()?.config?;
         let words = [run.entrypoint, run.cmd].into_iter().flatten().flatten();
+        let word = words.into_iter().next()?;
+        let env = run.env.unwrap_or_default();
         Some(Self {
-            word: words.into_iter().next()?,
+            locale: Locale::of(&word, &env),
+            word,
             folder: run.working_dir.unwrap_or_default(),
-            search: Search::of(&run.env.unwrap_or_default()),
+            search: Search::of(&env),
         })
     }
 
@@ -179,8 +185,11 @@ impl Program {
 pub(super) fn files(stack: &[&Index], program: Option<&Program>) -> Vec<Place> {
     let every = EVERY_START.iter();
     let every = every.filter_map(|path| find(stack, path.as_bytes()));
+    let locale = program.and_then(|program| program.locale.as_ref());
+    let locale = locale.into_iter().flat_map(|locale| locale.files(stack));
     every
         .chain(program.and_then(|program| program.find(stack)))
+        .chain(locale)
         .collect()
 }
 
@@ -191,7 +200,7 @@ mod tests {
     use crate::oci::Digest;
 
     /// An index of folders (`name/`), symlinks (`name -> target`) and files of 5 bytes.
-    fn layer(entries: &[&str]) -> Index {
+    pub(in crate::layer::guess) fn layer(entries: &[&str]) -> Index {
         let digest = Digest::of(b"");
         let entry = |(at, entry): (usize, &&str)| match entry.split_once(" -> ") {
             Some((name, target)) => {
@@ -209,7 +218,7 @@ mod tests {
         Index::open(&path, &toc).unwrap()
     }
 
-    fn program(config: &str) -> Option<Program> {
+    pub(in crate::layer::guess) fn program(config: &str) -> Option<Program> {
         Program::of_config(format!(r#"{{"config":{config}}}"#).as_bytes())
     }
 
