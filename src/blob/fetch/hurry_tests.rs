@@ -85,6 +85,26 @@ async fn what_is_wanted_does_not_wait_for_memory_that_the_background_holds() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_held_up_by_lack_of_memory_is_in_nobodys_way() {
+    let config = Config {
+        memory: ByteSize(256 << 10),
+        background: true,
+        ..quiet()
+    };
+    let node = node(config, 64 << 20);
+    let (source, map) = layer(&plain(150, LEN));
+    let busy = Arc::clone(&map.busy);
+    busy.store(true, Ordering::Relaxed);
+    let blob = node.blob(&source, map);
+    blob.start();
+    until("a full window", || !node.fetcher.window.has_room()).await;
+    until("room for others", || node.fetcher.window.has_room()).await;
+    busy.store(false, Ordering::Relaxed);
+    until("the rest", || blob.held() == 150 * LEN as u64).await;
+    assert_eq!(source.sent(), 150 * (LEN as u64 + 23), "nothing came twice");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_a_start_is_under_way_nothing_else_is_decoded() {
     let node = node(background(), 64 << 20);
     let (source, map) = layer(&plain(30, LEN));

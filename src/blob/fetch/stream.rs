@@ -23,6 +23,8 @@ const BATCH: u64 = 128 << 10;
 /// How long nothing may come until a request no longer counts as under way: its bytes are on no line, and one dead registry
 /// must not keep the others' from being asked for.
 const STALL: Duration = Duration::from_secs(1);
+/// The same of what could come, and is not taken for lack of memory: longer than decoding a few members takes.
+const HELD: Duration = Duration::from_millis(100);
 
 /// A segment while it is received.
 pub(super) struct Receiver<'a> {
@@ -86,7 +88,7 @@ impl<'a> Receiver<'a> {
         self.layer.fetcher().tally.request(self.segment.class);
         self.waiting = Some(Instant::now());
         let answer = self.layer.source.range(range);
-        let answer = unless_stalled(answer, || self.asked.give_up()).await;
+        let answer = unless_stalled(STALL, answer, || self.asked.give_up()).await;
         self.stream = Some(answer.map_err(|e| self.layer.refused(e))?);
         let is_list = self.segment.class == Class::List;
         let _arriving = is_list.then(|| self.layer.fetcher().lists.enter());
@@ -146,20 +148,22 @@ impl<'a> Receiver<'a> {
     async fn reserve(&mut self, member: u32, bytes: u64) -> Option<OwnedSemaphorePermit> {
         let (layer, segment) = (self.layer, self.segment);
         let fetcher = layer.fetcher();
-        tokio::select! {
-            permit = fetcher.reserve(segment.class, bytes) => permit,
-            () = layer.until_wanted(segment.id, member) => {
-                self.is_borrowed = true;
-                fetcher.reserve(Class::Urgent, bytes).await
+        let reserved = async {
+            tokio::select! {
+                permit = fetcher.reserve(segment.class, bytes) => (permit, false),
+                () = layer.until_wanted(segment.id, member) => (fetcher.reserve(Class::Urgent, bytes).await, true),
             }
-        }
+        };
+        let permit;
+        (permit, self.is_borrowed) = unless_stalled(HELD, reserved, || self.asked.give_up()).await;
+        permit
     }
 
     /// The next bytes, at least one and at most `most`.
     async fn take(&mut self, most: u64) -> Result<Bytes, ReadError> {
         while self.left.is_empty() {
             let next = match &mut self.stream {
-                Some(stream) => unless_stalled(stream.next(), || self.asked.give_up()).await,
+                Some(stream) => unless_stalled(STALL, stream.next(), || self.asked.give_up()).await,
                 None => None,
             };
             let piece = match next {
@@ -199,10 +203,14 @@ impl<'a> Receiver<'a> {
     }
 }
 
-/// Waits for what a registry sends; `stalled` is told once nothing has come for a while.
-async fn unless_stalled<T>(coming: impl Future<Output = T>, stalled: impl FnOnce()) -> T {
+/// Waits for what is to come; `stalled` is told once nothing has for so long.
+async fn unless_stalled<T>(
+    long: Duration,
+    coming: impl Future<Output = T>,
+    stalled: impl FnOnce(),
+) -> T {
     tokio::pin!(coming);
-    match tokio::time::timeout(STALL, &mut coming).await {
+    match tokio::time::timeout(long, &mut coming).await {
         Ok(came) => came,
         Err(_) => {
             stalled();
