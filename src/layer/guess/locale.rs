@@ -15,6 +15,7 @@ const CONVERSIONS: &[&str] = &[
     "usr/lib/aarch64-linux-gnu/gconv/gconv-modules.cache",
     "usr/lib64/gconv/gconv-modules.cache",
 ];
+
 /// A locale other than `C`, of which libc has all in itself; named as in `C.UTF-8`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Locale(String);
