@@ -47,7 +47,7 @@ enum Kind {
 struct Queue {
     /// By [`Kind`].
     jobs: [VecDeque<Job>; 2],
-    /// Those for whom the background's rest, and until when they do at most.
+    /// For how many the background rests, and until when at most.
     resting: usize,
     until: Option<Instant>,
     closed: bool,

@@ -179,10 +179,9 @@ impl Plan {
             let id = coming.segment;
             if class != Class::Urgent || !self.cut(member, id, map) {
                 // There is none any more for what is being decoded.
-                let segment = self.segments.get_mut(&id);
-                segment
-                    .into_iter()
-                    .for_each(|segment| segment.want(member, class));
+                if let Some(segment) = self.segments.get_mut(&id) {
+                    segment.want(member, class);
+                }
                 return true;
             }
         }
@@ -330,10 +329,9 @@ impl Plan {
         let Some(segment) = self.segments.get(&id) else {
             return Class::Background;
         };
-        let (end, class) = segment.wanted;
-        match member < end {
-            true => class.min(segment.class),
-            false => segment.class,
+        match segment.wanted {
+            (end, pressing) if member < end => pressing,
+            _ => segment.class,
         }
     }
 

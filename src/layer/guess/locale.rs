@@ -2,6 +2,7 @@
 
 use crate::fs::Index;
 use crate::layer::guess::place::{Place, find};
+use crate::layer::guess::variable;
 
 /// How libc finds what converts between encodings, which it looks into for any locale but `C` (iconvconfig(8)): in Debian's
 /// and Red Hat's families.
@@ -23,10 +24,7 @@ pub(super) struct Locale(String);
 impl Locale {
     /// What a program sets in this environment, each entry `NAME=value` (locale(7)).
     pub(super) fn of(program: &str, env: &[String]) -> Option<Self> {
-        let value = |name: &str| {
-            let found = env.iter().find_map(|entry| entry.strip_prefix(name));
-            found.filter(|value| !value.is_empty())
-        };
+        let value = |name: &str| variable(env, name).filter(|value| !value.is_empty());
         let set = value("LC_ALL=").or_else(|| value("LC_CTYPE="));
         let set = set.or_else(|| value("LANG=")).unwrap_or("C");
         if !matches!(set, "C" | "POSIX") {

@@ -2,8 +2,8 @@
 //!
 //! Each start waits for the same few files one after the other: the users and groups that the runtime looks the
 //! container's up in, the dynamic loader with its cache, libc, the program that the image's config names, and what libc reads
-//! for its locale ([`locale`]). They are looked up by path over all layers of the image ([`place`]), symlinks followed as in a container. What those programs
-//! and all others need that are executed or loaded later, their files say ([`needs`], [`follow`]).
+//! for its locale ([`locale`]). They are looked up by path over all layers of the image ([`place`]), symlinks followed as in a
+//! container. What those programs and all others need that are executed or loaded later, their files say ([`needs`], [`follow`]).
 
 mod follow;
 #[cfg(test)]
@@ -88,10 +88,7 @@ impl Default for Search {
 impl Search {
     /// By the environment of an image, each entry `NAME=value`.
     fn of(env: &[String]) -> Self {
-        let folders = |name: &str| {
-            let value = env.iter().find_map(|entry| entry.strip_prefix(name));
-            value.map(listed)
-        };
+        let folders = |name: &str| variable(env, name).map(listed);
         Self {
             programs: folders("PATH=").unwrap_or_else(|| listed(PATH)),
             libraries: folders("LD_LIBRARY_PATH=").unwrap_or_default(),
@@ -112,6 +109,11 @@ impl Search {
         let usual = usual.map(|folder| folder.as_bytes());
         in_folders(stack, first.chain(usual), name)
     }
+}
+
+/// The value of a variable in an environment, by its name with the `=` behind it.
+fn variable<'a>(env: &'a [String], name: &str) -> Option<&'a str> {
+    env.iter().find_map(|entry| entry.strip_prefix(name))
 }
 
 /// The folders of a list with colons in between.
