@@ -16,7 +16,11 @@ const WORDY: usize = 600;
 
 /// A command of crfs that speaks to the bed's containerd.
 pub fn command(bed: &Bed, verb: &str, arguments: &[&str]) -> Command {
-    let (socket, namespace) = (bed.value("CONTAINERD_SOCKET"), bed.value("NAMESPACE"));
+    command_in(bed.value("NAMESPACE"), bed, verb, arguments)
+}
+
+fn command_in(namespace: &str, bed: &Bed, verb: &str, arguments: &[&str]) -> Command {
+    let socket = bed.value("CONTAINERD_SOCKET");
     let mut command = Command::new(CRFS);
     command
         .args([verb, "--address", socket, "--namespace", namespace])
@@ -228,6 +232,47 @@ fn a_pull_that_is_killed_is_gone_on_with_or_leaves_nothing() {
     );
     bed.ctr(&["image", "rm", "--sync", &name]);
     bed::wait_for("nothing to be left", 20, || left(&bed).is_empty());
+}
+
+#[test]
+fn what_another_namespace_has_is_shared_and_what_is_wrong_is_written_anew() {
+    let bed = Bed::up(FOREGROUND_ONLY, &[]);
+    let name = mixed(&bed, "mixed:tag");
+    let image = Image::of(&bed, &name);
+    let begun = format!("manifest-{}", image.manifest);
+    // Longer and shorter than the manifest, and as long as it.
+    let blobs = bed.folder().join("mixed/blobs");
+    let manifest = fs::metadata(blobs.join(image.manifest.replace(':', "/"))).unwrap();
+    let manifest = usize::try_from(manifest.len()).unwrap();
+    for length in [manifest - 1, manifest, manifest + 1] {
+        let wrong = bed.folder().join("wrong");
+        fs::write(&wrong, serve::noise(7, length)).unwrap();
+        let mut ctr = Command::new(bed.value("CTR"));
+        ctr.args(["content", "ingest", "--expected-digest", &image.manifest]);
+        let refused = ctr.arg(&begun).stdin(fs::File::open(&wrong).unwrap());
+        assert!(!refused.output().unwrap().status.success());
+        let active = bed.ctr(&["content", "active"]);
+        assert!(active.contains(&begun), "{active}");
+        done(&bed, "pull", &[&name]);
+        assert!(!bed.ctr(&["content", "active"]).contains(&begun));
+        bed.ctr(&["image", "rm", "--sync", &name]);
+        bed::wait_for("nothing to be left", 20, || left(&bed).is_empty());
+    }
+
+    done(&bed, "pull", &[&name]);
+    bed.relay("POST", "reset");
+    let second = command_in("second", &bed, "pull", &[&name, "--json"]).output();
+    let second = second.unwrap();
+    assert!(
+        second.status.success(),
+        "{}",
+        String::from_utf8_lossy(&second.stderr)
+    );
+    let second: Value = serde_json::from_slice(&second.stdout).unwrap();
+    assert_eq!(second["layers"][1]["outcome"], "unpacked");
+    assert_eq!(image.served(&bed), [0, 0, 0]);
+    let held = bed.ctr(&["--namespace", "second", "content", "ls", "-q"]);
+    assert!(held.contains(&image.manifest), "{held}");
 }
 
 #[test]

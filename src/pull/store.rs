@@ -103,19 +103,20 @@ impl Store {
 
     /// Stores a document that has been verified.
     pub(super) async fn put(&self, at: &Descriptor, bytes: Vec<u8>) -> Result<(), Error> {
-        let labels = self.source(&HashMap::new());
+        let (labels, bytes) = (self.source(&HashMap::new()), Bytes::from(bytes));
         let name = write_name(at);
-        if let Some(mut ingest) = self.begin(&name, at, None).await? {
-            if ingest.offset() > 0 {
-                drop(ingest);
-                self.containerd().abort(&name).await?;
-                let Some(again) = self.begin(&name, at, None).await? else {
-                    return self.lease.hold(at.digest).await.map_err(Error::from);
-                };
-                ingest = again;
+        while let Some(mut ingest) = self.begin(&name, at, None).await? {
+            // All of it may be there in another namespace: then containerd wants nothing but the end.
+            let there =
+                usize::try_from(ingest.offset()).map_or(bytes.len(), |at| at.min(bytes.len()));
+            ingest.write(&bytes.slice(there..)).await?;
+            match ingest.commit(&labels).await {
+                // What an earlier attempt had left is to blame.
+                Err(error) if there > 0 && error.kind() == Some(Kind::Precondition) => {
+                    self.containerd().abort(&name).await?;
+                }
+                other => return Ok(other?),
             }
-            ingest.write(&Bytes::from(bytes)).await?;
-            return Ok(ingest.commit(&labels).await?);
         }
         self.lease.hold(at.digest).await?;
         self.say_source(at.digest).await
