@@ -276,6 +276,37 @@ fn what_another_namespace_has_is_shared_and_what_is_wrong_is_written_anew() {
 }
 
 #[test]
+fn who_pulls_the_same_image_meanwhile_takes_nothing_away() {
+    let bed = Bed::up(FOREGROUND_ONLY, &[]);
+    let name = mixed(&bed, "mixed:tag");
+    let image = Image::of(&bed, &name);
+    bed.relay("POST", "reset");
+    bed.relay("POST", "link?rtt_ms=1&mbit=16");
+    let begin = || {
+        let mut pull = command(&bed, "pull", &[&name]);
+        let pull = pull.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        pull.unwrap()
+    };
+    let first = begin();
+    bed::wait_for("a part of the plain layer", 30, || {
+        image.served(&bed)[1] > 1 << 19
+    });
+    let others = [begin(), begin()];
+    bed::wait_for("three leases", 30, || {
+        bed.ctr(&["leases", "ls", "-q"]).lines().count() == 3
+    });
+    for pull in std::iter::once(first).chain(others) {
+        let output = pull.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+    }
+    bed.relay("POST", "link?rtt_ms=0&mbit=0");
+    assert_eq!(bed.ctr(&["leases", "ls", "-q"]), "");
+    let said = bed.run(&name, "meanwhile", &["busybox", "cat", "/m/two"]);
+    assert_eq!(said, "two");
+}
+
+#[test]
 fn what_goes_wrong_is_said_with_what_to_do() {
     let mut bed = Bed::up(
         "[fetch]\nbackground = false\n[registry]\nretries = 1\ndeadline = \"3s\"\n",

@@ -183,7 +183,8 @@ impl Ingest {
     /// Adds the bytes that come next.
     ///
     /// # Errors
-    /// containerd cannot write them.
+    /// Somebody else has brought the blob meanwhile ([`super::Kind::Exists`]), or containerd cannot write
+    /// them.
     pub async fn write(&mut self, bytes: &Bytes) -> Result<(), Error> {
         let mut rest = bytes.clone();
         while !rest.is_empty() {
@@ -201,17 +202,15 @@ impl Ingest {
     /// Has containerd compare the digest, and keeps the blob with these labels.
     ///
     /// # Errors
-    /// It has another digest or size ([`super::Kind::Precondition`]), or cannot be kept.
+    /// It has another digest or size ([`super::Kind::Precondition`]), somebody else has brought it meanwhile
+    /// ([`super::Kind::Exists`]), or it cannot be kept.
     pub async fn commit(mut self, labels: &BTreeMap<String, String>) -> Result<(), Error> {
         let request = self.request(WriteAction::Commit);
         let committed = self.ask(api::WriteContentRequest {
             labels: labels.clone().into_iter().collect(),
             ..request
         });
-        match committed.await {
-            Err(error) if error.is_exists() => Ok(()),
-            other => other.map(drop),
-        }
+        committed.await.map(drop)
     }
 
     fn request(&self, action: WriteAction) -> api::WriteContentRequest {

@@ -1,10 +1,10 @@
 //! Leases: what is made under one is kept until it ends or expires.
 
-use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use humantime_serde::re::humantime;
 
+use super::owner::Owner;
 use super::services::leases::v1 as api;
 use super::services::leases::v1::leases_client::LeasesClient;
 use super::{Containerd, Error, error};
@@ -14,12 +14,15 @@ use crate::oci::Digest;
 const EXPIRE: &str = "containerd.io/gc.expire";
 /// By which leases for the same purpose know each other.
 const PURPOSE: &str = "crfs.purpose";
+/// Whose lease it is.
+const OWNER: &str = "crfs.owner";
 
 /// A lease. It is not ended by being dropped: that takes a call ([`Lease::end`]). One that is left
 /// over, as of a program that was killed, expires.
 pub struct Lease {
     id: String,
     purpose: String,
+    owner: Option<Owner>,
     /// containerd, with every call under this lease.
     pub containerd: Containerd,
 }
@@ -39,10 +42,13 @@ impl Containerd {
         let since = now.duration_since(SystemTime::UNIX_EPOCH);
         let id = format!("{purpose}-{}", since.unwrap_or_default().as_nanos());
         let expire = humantime::format_rfc3339_seconds(now + life).to_string();
-        let labels = [(EXPIRE, expire), (PURPOSE, purpose.to_owned())];
+        let owner = Owner::this();
+        let labels = [(EXPIRE, expire), (PURPOSE, purpose.to_owned())]
+            .into_iter()
+            .chain(owner.iter().map(|owner| (OWNER, owner.to_string())));
         let request = api::CreateRequest {
             id: id.clone(),
-            labels: HashMap::from(labels.map(|(key, value)| (key.to_owned(), value))),
+            labels: labels.map(|(key, value)| (key.to_owned(), value)).collect(),
         };
         let failed = self.failed(&format!("taking lease {id}"));
         self.leases().create(request).await.map_err(failed)?;
@@ -52,6 +58,7 @@ impl Containerd {
         Ok(Lease {
             id,
             purpose: purpose.to_owned(),
+            owner,
             containerd,
         })
     }
@@ -75,8 +82,8 @@ impl Lease {
         held.map(drop).map_err(failed)
     }
 
-    /// Ends it, and those that earlier attempts for the same purpose have left: what nothing else keeps
-    /// may be collected now.
+    /// Ends it, and those that processes which are no more have left for the same purpose: what nothing
+    /// else keeps may be collected now. Those of others who are still at it stay.
     ///
     /// # Errors
     /// containerd refuses; they then expire by themselves.
@@ -86,7 +93,8 @@ impl Lease {
         };
         let failed = self.containerd.failed("listing leases");
         let listed = self.containerd.leases().list(request).await;
-        for lease in listed.map_err(failed)?.into_inner().leases {
+        let leases = listed.map_err(failed)?.into_inner().leases.into_iter();
+        for lease in leases.filter(|lease| lease.id == self.id || self.is_left_over(lease)) {
             let doing = format!("ending lease {}", lease.id);
             let request = api::DeleteRequest {
                 id: lease.id,
@@ -96,5 +104,11 @@ impl Lease {
             error::if_found(ended.map_err(self.containerd.failed(&doing)))?;
         }
         Ok(())
+    }
+
+    fn is_left_over(&self, lease: &api::Lease) -> bool {
+        let owner = lease.labels.get(OWNER).and_then(|owner| owner.parse().ok());
+        let both = owner.zip(self.owner.as_ref());
+        both.is_some_and(|(owner, this): (Owner, _)| owner.has_ended(this))
     }
 }

@@ -8,6 +8,7 @@ mod content;
 mod error;
 mod images;
 mod lease;
+mod owner;
 mod snapshots;
 mod socket;
 

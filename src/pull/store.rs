@@ -107,15 +107,20 @@ impl Store {
         let name = write_name(at);
         while let Some(mut ingest) = self.begin(&name, at, None).await? {
             // All of it may be there in another namespace: then containerd wants nothing but the end.
-            let there =
-                usize::try_from(ingest.offset()).map_or(bytes.len(), |at| at.min(bytes.len()));
-            ingest.write(&bytes.slice(there..)).await?;
-            match ingest.commit(&labels).await {
+            let there = usize::try_from(ingest.offset()).unwrap_or(usize::MAX);
+            let rest = bytes.slice(there.min(bytes.len())..);
+            let mut written = ingest.write(&rest).await;
+            if written.is_ok() {
+                written = ingest.commit(&labels).await;
+            }
+            match written {
+                // Somebody else has brought it meanwhile.
+                Err(error) if error.is_exists() => {}
                 // What an earlier attempt had left is to blame.
                 Err(error) if there > 0 && error.kind() == Some(Kind::Precondition) => {
                     self.containerd().abort(&name).await?;
                 }
-                other => return Ok(other?),
+                written => return Ok(written?),
             }
         }
         self.lease.hold(at.digest).await?;
@@ -142,14 +147,24 @@ impl Store {
             progress.stage(Stage::Fetch, blob.size);
             progress.at(began_at);
             if began_at <= blob.size {
-                fetched += self.stream(&mut ingest, &*source, progress).await?;
-                match ingest.commit(&self.source(&HashMap::new())).await {
-                    Ok(()) => return Ok(Some(fetched)),
-                    Err(error) if error.kind() != Some(Kind::Precondition) => {
-                        return Err(error.into());
+                let written = match self.stream(&mut ingest, &*source, progress).await {
+                    Ok(bytes) => {
+                        fetched += bytes;
+                        let labels = self.source(&HashMap::new());
+                        ingest.commit(&labels).await.map_err(Error::from)
                     }
-                    Err(error) if is_second => return Err(self.wrong(blob, &error)),
-                    Err(error) => tracing::warn!(%error, "fetching a blob again"),
+                    Err(error) => Err(error),
+                };
+                match written {
+                    Ok(()) => return Ok(Some(fetched)),
+                    Err(Error::Containerd(error)) if error.is_exists() => continue,
+                    Err(Error::Containerd(error)) if error.kind() == Some(Kind::Precondition) => {
+                        if is_second {
+                            return Err(self.wrong(blob, &error));
+                        }
+                        tracing::warn!(%error, "fetching a blob again");
+                    }
+                    Err(error) => return Err(error),
                 }
             } else {
                 drop(ingest);
