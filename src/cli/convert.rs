@@ -4,16 +4,14 @@ mod progress;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
 
 use crate::cli::out;
 use crate::cli::progress::Board;
-use crate::config::Config;
+use crate::cli::registries::Registries;
 use crate::convert::{Converter, Location, Summary};
-use crate::registry::{Client, DockerConfig};
 use crate::stargz::write::{Options, Prefetch};
 
 /// Write an image again so that it can be read lazily (eStargz)
@@ -39,18 +37,14 @@ pub(super) struct Args {
     /// Put the files listed in FILE (one path a line, or what `crfs profile` prints) where a node fetches them at once
     #[arg(long, value_name = "FILE")]
     prefetch: Option<PathBuf>,
-    /// Speak plain HTTP to HOST[:PORT]; loopback hosts need no flag (repeatable)
-    #[arg(long, value_name = "HOST")]
-    plain_http: Vec<String>,
     /// Threads that compress [default: one a core]; the result does not depend on it
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
     /// Print what was done as JSON on standard output
     #[arg(long)]
     json: bool,
-    /// Configuration file [default: /etc/crfs/config.toml if it exists]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    registries: Registries,
 }
 
 /// What `--json` prints.
@@ -65,8 +59,7 @@ struct Report {
 
 pub(super) fn run(args: Args) -> super::Outcome {
     let start = Instant::now();
-    let mut config = Config::load(args.config.as_deref())?.registry;
-    config.plain_http.extend(args.plain_http);
+    let (client, _) = args.registries.open()?;
     let mut options = Options::default();
     options.threads = args.threads.unwrap_or(options.threads).max(1);
     if let Some(path) = &args.prefetch {
@@ -74,8 +67,6 @@ pub(super) fn run(args: Args) -> super::Outcome {
         let list = list.map_err(|e| format!("prefetch list {}: {e}", path.display()))?;
         options.prefetch = Prefetch::parse(&list);
     }
-    let credentials = Arc::new(DockerConfig::new(&config));
-    let client = Client::new(config, credentials);
     let source = args.source.source(&client)?;
     let sink = args.destination.sink(&client)?;
     let converter = Converter::new(source, sink, options, Board::for_stderr(&client));

@@ -18,6 +18,7 @@ mod place;
 mod profile;
 mod progress;
 mod pull;
+mod registries;
 mod serve;
 mod setup;
 mod status;

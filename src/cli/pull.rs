@@ -4,7 +4,6 @@ mod progress;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Instant;
 
 use indicatif::HumanBytes;
@@ -14,11 +13,12 @@ use crate::cli::Outcome;
 use crate::cli::ask::json;
 use crate::cli::out;
 use crate::cli::progress::Board;
-use crate::config::Config;
+use crate::cli::registries::Registries;
+use crate::config;
 use crate::containerd::Containerd;
 use crate::oci::{Platform, Reference};
 use crate::pull::{self, Pulled, Puller};
-use crate::registry::{Client, DockerConfig};
+use crate::registry::Client;
 
 /// Pull an image into containerd so that its layers are read lazily; works with containerd 1.7 too
 #[derive(Debug, clap::Args)]
@@ -58,23 +58,16 @@ pub(super) struct Node {
     /// containerd's namespace; that of Kubernetes is k8s.io
     #[arg(long, short, value_name = "NAME", default_value = "default")]
     pub(super) namespace: String,
-    /// Speak plain HTTP to HOST[:PORT]; loopback hosts need no flag (repeatable)
-    #[arg(long, value_name = "HOST")]
-    plain_http: Vec<String>,
-    /// crfs's configuration file [default: /etc/crfs/config.toml if it exists]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    registries: Registries,
 }
 
 impl Node {
     /// A client of registries, and containerd's socket.
-    pub(super) fn open(&self) -> Result<(Client, PathBuf), crate::config::Error> {
-        let config = Config::load(self.config.as_deref())?;
-        let mut registry = config.registry;
-        registry.plain_http.extend(self.plain_http.iter().cloned());
-        let credentials = Arc::new(DockerConfig::new(&registry));
+    pub(super) fn open(&self) -> Result<(Client, PathBuf), config::Error> {
+        let (client, config) = self.registries.open()?;
         let socket = self.address.clone().unwrap_or(config.containerd.address);
-        Ok((Client::new(registry, credentials), socket))
+        Ok((client, socket))
     }
 }
 
