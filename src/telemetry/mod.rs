@@ -68,6 +68,8 @@ pub fn init(config: &Config) -> Result<(), Error> {
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter(&config.level)?)
         .with_writer(std::io::stderr)
+        // A line that cannot be written is lost: to say so on the same output would be a panic.
+        .log_internal_errors(false)
         .with_ansi(false);
     let (set, reload): (_, Reload) = match config.format {
         Format::Text => {
