@@ -110,8 +110,8 @@ pub struct LiveLayers {
     /// What is served though it was unmounted, by the name of its descriptor.
     detached: Mutex<HashMap<FdName, Mount>>,
     notes: Notes,
-    /// Content by layer, shared by all mounts of it, and where it may be had.
-    blobs: Mutex<HashMap<Digest, (Weak<Blob>, Sources)>>,
+    /// Content, shared by all mounts of it, and where it may be had.
+    blobs: Mutex<HashMap<content::Named, (Weak<Blob>, Sources)>>,
     profiles: Arc<Folder>,
     recorder: Recorder,
     /// Images that are being pulled or started, by manifest.
@@ -409,7 +409,7 @@ impl Layers for LiveLayers {
         };
         let images = self.described(&record).map(|(images, _)| images);
         let blobs = self.blobs.lock();
-        if let Some((_, sources)) = blobs.get(&record.layer) {
+        if let Some((_, sources)) = blobs.get(&content::Named::by(&record)) {
             for image in images.iter().flatten() {
                 content::add(sources, image);
             }

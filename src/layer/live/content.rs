@@ -7,7 +7,7 @@ use crate::blob::Blob;
 use crate::fs::{self, Index};
 use crate::layer::live::{LiveLayers, local};
 use crate::layer::{LayerRecord, NotLazy};
-use crate::oci::{Descriptor, MediaType, Reference, annotation};
+use crate::oci::{Descriptor, Digest, MediaType, Reference, annotation};
 use crate::overlay::DeviceId;
 use crate::registry::Sources;
 
@@ -17,6 +17,23 @@ const COMPLETE_READ_AHEAD: u32 = 1 << 20;
 /// When it is first looked whether a layer is complete, and how rarely in the end.
 const FIRST_LOOK: Duration = Duration::from_millis(250);
 const LONGEST_LOOK: Duration = Duration::from_secs(10);
+
+/// What a layer's content is known by: its blob, and the TOC that says what is in it and verifies it. An image
+/// names both, and another image may name the same blob with another TOC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Named {
+    layer: Digest,
+    toc: Digest,
+}
+
+impl Named {
+    pub(super) const fn by(record: &LayerRecord) -> Self {
+        Self {
+            layer: record.layer,
+            toc: record.toc,
+        }
+    }
+}
 
 impl LiveLayers {
     /// A record as the manifest described the layer, and the images that it is read as part of: enough
@@ -56,7 +73,7 @@ impl LiveLayers {
         let (images, descriptor) = self.described(record)?;
         let mut blobs = self.blobs.lock();
         blobs.retain(|_, (blob, _)| blob.strong_count() > 0);
-        if let Some((blob, sources)) = blobs.get(&record.layer)
+        if let Some((blob, sources)) = blobs.get(&Named::by(record))
             && let Some(blob) = blob.upgrade()
         {
             for image in &images {
@@ -73,7 +90,7 @@ impl LiveLayers {
         if self.parts.serve.passes_through(&index.summary()) {
             blob.pass_through();
         }
-        blobs.insert(record.layer, (Arc::downgrade(&blob), sources));
+        blobs.insert(Named::by(record), (Arc::downgrade(&blob), sources));
         Ok(blob)
     }
 }
