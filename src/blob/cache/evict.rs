@@ -83,6 +83,8 @@ pub(super) fn plan(cache: &Cache, active: Option<u32>) -> Option<Plan> {
 
 /// Forgets a pack or whole file and unlinks it; a read that has it open goes on.
 pub(super) fn remove(cache: &Cache, id: u32) {
+    // First of all the index: what it has, a reader takes for held.
+    cache.index.remove_pack(id);
     let removed = cache.packs.write().remove(&id);
     let Some(store) = removed else {
         return;
@@ -90,7 +92,6 @@ pub(super) fn remove(cache: &Cache, id: u32) {
     if let Store::Whole(whole) = &store {
         cache.wholes.lock().remove(whole.name());
     }
-    cache.index.remove_pack(id);
     let len = cache.uncharge(&store);
     if let Err(error) = cache.folder.remove(id) {
         tracing::warn!(pack = id, %error, "cannot remove an evicted cache file");

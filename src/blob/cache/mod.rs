@@ -224,6 +224,21 @@ impl Cache {
         written
     }
 
+    /// Whether what comes now is not kept, because writing failed a short while ago.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        // Who holds the lock writes.
+        let writer = self.writer.try_lock();
+        writer.is_some_and(|writer| writer.is_paused())
+    }
+
+    /// As if writing had failed just now.
+    #[cfg(test)]
+    pub(in crate::blob) fn fail_once(&self) {
+        let error = io::Error::other("it is a test");
+        self.writer.lock().pause(self, &error);
+    }
+
     /// The bound on what it holds, in bytes.
     #[must_use]
     pub const fn max_size(&self) -> u64 {
@@ -281,7 +296,7 @@ impl Cache {
         };
         let pack = Arc::new(pack);
         let mut records = 0;
-        let (end, sealed) = pack.list(&mut |key, offset| {
+        let listed = pack.list(&mut |key, offset| {
             records += 1;
             let size = key.size();
             let place = Place {
@@ -290,7 +305,9 @@ impl Cache {
                 size,
             };
             self.index.put(key.short(), place, 0);
-        })?;
+        });
+        // Nothing of what cannot be read may be taken for held.
+        let (end, sealed) = listed.inspect_err(|_| _ = self.index.remove_pack(id))?;
         let store = Store::Pack(Arc::clone(&pack));
         self.packs.write().insert(id, store.clone());
         if sealed {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -436,4 +437,31 @@ proptest! {
         }
         prop_assert_eq!(cache.stats().damaged, 0);
     }
+}
+
+/// What the cache says it holds a reader does not fetch: were that not to be had for long, the read would fail.
+#[test]
+fn what_is_evicted_is_not_held_while_it_goes() {
+    let dir = TempDir::new().unwrap();
+    let cache = open(&dir, 16 << 20);
+    let first = content(0, 1000);
+    let (stop, lost) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let tries = || cache.contains(&key(&first)) && cache.load(&key(&first)).is_none();
+                if (0..16).all(|_| tries()) {
+                    lost.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        // Each eviction goes over as many rows as a large cache has.
+        for seed in 1..40_000 {
+            insert(&cache, &content(seed, 1000));
+            insert(&cache, &first);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(cache.stats().evicted > 16 << 20);
+    assert_eq!(lost.into_inner(), 0);
 }
