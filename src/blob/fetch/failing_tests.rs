@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::fakes::{Fault, layer};
-use super::tests::{node, plain, quiet, read};
+use super::tests::{node, plain, quiet, read, until};
 use super::*;
 use crate::blob::map::ChunkId;
 use crate::blob::read::{ReadAt as _, ReadError};
+use crate::registry::RangeSource as _;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failure_fails_its_readers_and_not_the_next_ones() {
@@ -156,4 +157,35 @@ async fn a_chunk_that_two_ask_for_at_once_is_asked_for_once_when_it_fails() {
             assert!(once, "chunk {chunk}, {late:?}: {asked:?}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_wrong_in_two_ways_is_wrong_once() {
+    let node = node(quiet(), 64 << 20);
+    let (source, map) = layer(&plain(2, 50_000));
+    let layer = Layer::new(&node.fetcher, source as _, Arc::new(map));
+    let bad = [0, 1, 0, 1].map(|member| (member, "it is wrong".to_owned()));
+    layer.decoded(0..2, bad.into());
+    assert_eq!(layer.stats().corrupt, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_background_waits_for_a_cache_that_keeps_nothing() {
+    let config = Config {
+        background: true,
+        ..quiet()
+    };
+    let node = node(config, 64 << 20);
+    let (source, map) = layer(&plain(40, 50_000));
+    source.script.lock().latency = Duration::from_millis(100);
+    let blob = node.blob(&source, map);
+    blob.start();
+    until("the first requests", || !source.asked().is_empty()).await;
+    node.fetcher.cache.fail_once();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    let asked = source.asked().len();
+    until("the whole layer", || blob.is_complete()).await;
+    let most = source.size() * 2;
+    assert!(source.sent() <= most, "{} of {most}", source.sent());
+    assert!(source.asked().len() > asked, "it had come before");
 }

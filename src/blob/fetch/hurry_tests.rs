@@ -141,3 +141,23 @@ async fn the_background_does_not_rest_for_ever() {
     until("the rest", || blob.held() == 50 * LEN as u64).await;
     assert!(began.elapsed() >= rest / 2);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_reader_takes_out_of_the_last_request_is_fetched_too() {
+    let config = Config {
+        background_connections: NonZeroU32::new(2).unwrap(),
+        ..background()
+    };
+    let node = node(config, 64 << 20);
+    let (source, map) = layer(&plain(34, LEN));
+    source.script.lock().per_piece = Duration::from_millis(10);
+    let blob = node.blob(&source, map);
+    blob.start();
+    until("the first bytes", || source.sent() > 0).await;
+    assert_eq!(source.asked().len(), 1, "all of it");
+    read(&blob, 30).await.unwrap();
+    until("the rest", || blob.is_complete()).await;
+    // The piece in which the first request was broken off.
+    let most = 34 * (LEN as u64 + 23) + (16 << 10);
+    assert!(source.sent() <= most, "{}", source.sent());
+}

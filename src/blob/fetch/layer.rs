@@ -282,9 +282,13 @@ impl Layer {
     }
 
     /// The next segment for the background, unless there is none or it rests.
-    pub(super) fn claim_background(&self, cache: u64) -> Option<(Segment, Asked)> {
+    pub(super) fn claim_background(self: &Arc<Self>, cache: u64) -> Option<(Segment, Asked)> {
         let resting = self.failures.load(Ordering::Relaxed) & RESTING != 0;
         if resting || self.cancel.is_cancelled() {
+            return None;
+        }
+        if self.fetcher.cache.is_paused() {
+            self.rest_background();
             return None;
         }
         let mut plan = self.plan.lock();
@@ -303,6 +307,11 @@ impl Layer {
         let inflated = inflated.map(|member| member.inflated).sum();
         self.background.fetch_add(inflated, Ordering::Relaxed);
         Some((segment, asked))
+    }
+
+    /// Whether the background has something left to ask for.
+    pub(super) fn has_rest(&self) -> bool {
+        self.plan.lock().rest.first().is_some()
     }
 
     /// Counts a segment as under way.
@@ -339,6 +348,7 @@ impl Layer {
         members: impl Iterator<Item = u32>,
         mut bad: Vec<(u32, String)>,
     ) {
+        bad.sort_by_key(|(member, _)| *member);
         bad.dedup_by_key(|(member, _)| *member);
         let members: Vec<_> = members.collect();
         let bad: HashMap<_, _> = bad
@@ -346,6 +356,8 @@ impl Layer {
             .map(|(member, what)| (member, self.corrupt(member, what)))
             .collect();
         let (mut again, mut later) = (false, false);
+        // Of what the cache could not keep the background has brought nothing.
+        let is_lost = self.fetcher.config.background && self.fetcher.cache.is_paused();
         {
             let mut plan = self.plan.lock();
             for member in members.iter().copied() {
@@ -359,7 +371,9 @@ impl Layer {
                     // takes a cache that cannot store it.
                     plan.want(member, Class::Urgent, &*self.map);
                     again = true;
-                } else if matches!(is_bad, Some(None)) && self.fetcher.config.background {
+                } else if matches!(is_bad, Some(None)) && self.fetcher.config.background
+                    || is_lost && self.missing(member)
+                {
                     plan.rest.add(member..member + 1);
                     later = true;
                 }

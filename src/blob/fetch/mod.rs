@@ -281,6 +281,10 @@ impl Fetcher {
                     let bytes = asked.bytes();
                     layer.run(segment, asked).await;
                     self.background.lock().under_way -= 1;
+                    // A reader may have taken the end out of it, after all else was asked for.
+                    if layer.has_rest() {
+                        self.add_background(&layer);
+                    }
                     self.rate.take(bytes).await;
                 }
             }

@@ -42,7 +42,7 @@ impl Layer {
     }
 
     /// Lets the background try again later.
-    fn rest_background(self: &Arc<Self>) {
+    pub(super) fn rest_background(self: &Arc<Self>) {
         let before = self.failures.fetch_or(RESTING, Ordering::Relaxed);
         if before & RESTING != 0 {
             return;
