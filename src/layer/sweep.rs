@@ -88,7 +88,7 @@ impl Sweeper {
             }
         }
         let swept = sweep.finish();
-        *last = Some(now);
+        *last = (!swept.is_partial).then_some(now);
         let (contents, bytes, took) = (swept.contents, swept.bytes, start.elapsed());
         tracing::info!(
             contents,

@@ -40,6 +40,8 @@ pub struct Swept {
     pub contents: u64,
     /// Bytes of disk.
     pub bytes: u64,
+    /// Whether some stay for now that could go: the disk cannot be written.
+    pub is_partial: bool,
 }
 
 impl Cache {
@@ -69,34 +71,40 @@ impl Sweep<'_> {
         let cache = self.cache;
         let before = cache.counters.held.load(Ordering::Relaxed);
         let contents = cache.index.end_sweep();
-        for pack in dying(cache) {
-            if !compact(cache, &pack) {
-                break;
-            }
+        let mut is_partial = false;
+        for (pack, live) in dying(cache) {
+            // One without live records takes no writing.
+            is_partial |= (live > 0 && is_partial) || !compact(cache, &pack);
         }
         let after = cache.counters.held.load(Ordering::Relaxed);
         Swept {
             contents: contents as u64,
             bytes: before.saturating_sub(after),
+            is_partial,
         }
     }
 }
 
-/// Packs that are worth writing anew, or hold nothing live at all.
-fn dying(cache: &Cache) -> Vec<Store> {
+/// Packs that are worth writing anew, or hold nothing live at all, each with what of it is live: the emptiest first.
+fn dying(cache: &Cache) -> Vec<(Store, u64)> {
     let mut live: BTreeMap<u32, u64> = BTreeMap::new();
     cache.index.for_each(&mut |row| {
         *live.entry(row.place.pack).or_default() += writer::cost_of(row.place.size);
     });
     let packs: Vec<_> = cache.packs.read().values().cloned().collect();
-    let is_dying = |pack: &Store| {
-        let charged = pack.charged().load(Ordering::Relaxed);
+    let packs = packs.into_iter().map(|pack| {
         let live = live.get(&pack.id()).copied().unwrap_or(0);
-        let dead = charged.saturating_sub(live + EMPTY);
+        (pack, live)
+    });
+    let is_dying = |(pack, live): &(Store, u64)| {
+        let charged = pack.charged().load(Ordering::Relaxed);
+        let dead = charged.saturating_sub(*live + EMPTY);
         // What the kernel reads by itself goes when it is closed, by a later sweep or the bound.
-        !pack.is_pinned() && (live == 0 || dead >= (charged / DEAD_SHARE).max(1))
+        !pack.is_pinned() && (*live == 0 || dead >= (charged / DEAD_SHARE).max(1))
     };
-    packs.into_iter().filter(is_dying).collect()
+    let mut dying: Vec<_> = packs.filter(is_dying).collect();
+    dying.sort_by_key(|(_, live)| *live);
+    dying
 }
 
 /// Moves the live records of `pack` elsewhere and removes it; false if they cannot be written.
@@ -129,7 +137,10 @@ fn compact(cache: &Cache, pack: &Store) -> bool {
             }
         }
         if writer.is_paused() {
-            cache.charge(pack, charged);
+            // What went wrong may have had it evicted.
+            if cache.packs.read().contains_key(&pack.id()) {
+                cache.charge(pack, charged);
+            }
             return false;
         }
     }
@@ -225,5 +236,26 @@ mod tests {
             assert_eq!(cache.load(&key(bytes)).as_deref(), Some(&bytes[..]));
         }
         assert!(disk_bytes(&dir) < 3 << 20, "{}", disk_bytes(&dir));
+    }
+
+    #[test]
+    fn a_disk_that_cannot_be_written_keeps_nothing_that_is_only_to_be_unlinked() {
+        let dir = TempDir::new().unwrap();
+        let cache = open(&dir, 64 << 20);
+        let all = filled(&cache);
+        let before = disk_bytes(&dir);
+        let kept: Vec<_> = all.iter().take(20).step_by(2).collect();
+        cache.fail_once();
+        let swept = sweep(&cache, &kept);
+        assert!(swept.is_partial && swept.contents == 50);
+        assert!(disk_bytes(&dir) < before / 2, "{}", disk_bytes(&dir));
+        let counted = cache.stats().held;
+        assert!(counted.abs_diff(disk_bytes(&dir)) < 1000, "{counted}");
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        let swept = sweep(&cache, &kept);
+        assert!(!swept.is_partial && swept.bytes > 500_000, "{swept:?}");
+        for bytes in &kept {
+            assert_eq!(cache.load(&key(bytes)).as_deref(), Some(&bytes[..]));
+        }
     }
 }
