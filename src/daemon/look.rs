@@ -12,9 +12,9 @@ use crate::config::Config;
 use crate::daemon::{LEFT_OVERS, Signals, client, layers, runtime};
 use crate::keeper::Held;
 use crate::layer::{Layers as _, LiveLayers, NotLazy};
-use crate::oci::{Index, LayerLabels, Manifest, ManifestError, Reference};
+use crate::oci::{LayerLabels, Manifest, Platform, Reference};
 use crate::overlay::{Mounter as _, System};
-use crate::registry;
+use crate::registry::{self, FindError, Unfound};
 
 /// What is to be mounted where.
 #[derive(Debug, Clone)]
@@ -63,17 +63,14 @@ pub enum Error {
         /// What the registry said.
         source: registry::Error,
     },
-    /// Its manifest is malformed.
+    /// It has nothing for this machine, or is malformed.
     #[error("image {image}: {source}")]
-    Manifest {
+    Unfound {
         /// The image.
         image: Reference,
         /// What is wrong.
-        source: ManifestError,
+        source: Unfound,
     },
-    /// It is not for this machine.
-    #[error("image {0} has no manifest for this machine's platform")]
-    Platform(Reference),
     /// There is nothing to mount.
     #[error("image {0} has no layers")]
     NoLayers(Reference),
@@ -169,29 +166,15 @@ async fn manifest(
     client: &registry::Client,
     image: &Reference,
 ) -> Result<(crate::oci::Digest, Manifest), Error> {
-    let registry = |source| Error::Registry {
-        image: image.clone(),
-        source,
-    };
-    let malformed = |source| Error::Manifest {
-        image: image.clone(),
-        source,
-    };
-    let mut fetched = client.manifest(image).await.map_err(registry)?;
-    if fetched.media_type.is_index() {
-        let index = Index::parse(&fetched.bytes).map_err(malformed)?;
-        let ours = index
-            .for_this_machine()
-            .ok_or_else(|| Error::Platform(image.clone()))?;
-        fetched = client
-            .manifest(&image.with_digest(ours.digest))
-            .await
-            .map_err(registry)?;
-    }
-    Ok((
-        fetched.digest,
-        Manifest::parse(&fetched.bytes).map_err(malformed)?,
-    ))
+    let found = client.find(image, &Platform::this_machine()).await;
+    let found = found.map_err(|error| {
+        let image = image.clone();
+        match error {
+            FindError::Registry(source) => Error::Registry { image, source },
+            FindError::Unfound(source) => Error::Unfound { image, source },
+        }
+    })?;
+    Ok((found.document.digest, found.manifest))
 }
 
 /// An image being looked at.

@@ -13,8 +13,8 @@ use crate::layer::flight::{Flights, Outcome};
 use crate::layer::guess::Program;
 use crate::layer::resolve::Resolver;
 use crate::layer::stored::ContentStore;
-use crate::oci::{Descriptor, Digest, Index, LayerLabels, MAX_MANIFEST, Manifest, Reference};
-use crate::registry;
+use crate::oci::{Descriptor, Digest, LayerLabels, MAX_MANIFEST, Manifest, Platform, Reference};
+use crate::registry::{self, FindError};
 
 /// How long a manifest is kept after it was asked for: an image's layers come within seconds, and
 /// a pull that stalls longer reads the few kilobytes again.
@@ -122,18 +122,12 @@ pub(super) async fn manifest_of(
     client: &registry::Client,
     image: &Reference,
 ) -> Result<(Digest, Manifest), NotLazy> {
-    let fetched = client.manifest(image).await?;
-    if !fetched.media_type.is_index() {
-        let manifest = Manifest::parse(&fetched.bytes);
-        let manifest = manifest.map_err(|e| NotLazy::Invalid(e.to_string()))?;
-        return Ok((fetched.digest, manifest));
-    }
-    let index = Index::parse(&fetched.bytes).map_err(|e| NotLazy::Invalid(e.to_string()))?;
-    let ours = index
-        .for_this_machine()
-        .ok_or_else(|| NotLazy::Invalid(format!("{image} is not for this machine")))?;
-    let manifest = read_manifest(client, &image.with_digest(ours.digest)).await?;
-    Ok((ours.digest, manifest))
+    let found = client.find(image, &Platform::this_machine()).await;
+    let found = found.map_err(|error| match error {
+        FindError::Registry(error) => error.into(),
+        FindError::Unfound(error) => NotLazy::Invalid(error.to_string()),
+    })?;
+    Ok((found.document.digest, found.manifest))
 }
 
 /// `image` is pinned to a digest, so what comes back has been verified against it.

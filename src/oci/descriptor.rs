@@ -14,6 +14,9 @@ use crate::oci::{Digest, Platform};
 /// The largest manifest, index or config that is read, in bytes (registries limit them to 4 MiB).
 pub const MAX_MANIFEST: u64 = 8 << 20;
 
+/// What an index's entry that attests to another one is annotated with.
+const ATTESTATION: &str = "vnd.docker.reference.type";
+
 /// Why a manifest, index or config cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
@@ -184,6 +187,15 @@ pub struct Descriptor {
     pub extra: Map<String, Value>,
 }
 
+impl Descriptor {
+    /// Whether an index's entry only says something about another one (buildkit, "Image attestation storage").
+    #[must_use]
+    pub fn is_attestation(&self) -> bool {
+        let unknown = |p: &Platform| p.os == "unknown" && p.architecture == "unknown";
+        self.annotations.contains_key(ATTESTATION) || self.platform.as_ref().is_some_and(unknown)
+    }
+}
+
 /// A manifest of one image (manifest.md).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -247,19 +259,26 @@ impl Index {
         Ok(index)
     }
 
-    /// The manifest for the platform crfs runs on, if there is one.
+    /// The entries that may be or lead to an image for a platform, the best first: those that say they are
+    /// for it, of them those with the very variant, then those that say nothing.
     #[must_use]
-    pub fn for_this_machine(&self) -> Option<&Descriptor> {
-        let ours = |d: &&Descriptor| d.platform.as_ref().is_some_and(Platform::is_this_machine);
-        self.manifests.iter().find(ours)
+    pub fn choices(&self, asked: &Platform) -> Vec<&Descriptor> {
+        let rank = |d: &Descriptor| match &d.platform {
+            Some(own) if own.is_exactly(asked) => Some(0),
+            Some(own) if own.serves(asked) => Some(1),
+            None if d.media_type.is_manifest() || d.media_type.is_index() => Some(2),
+            _ => None,
+        };
+        let images = self.manifests.iter().filter(|d| !d.is_attestation());
+        let mut ranked: Vec<_> = images.filter_map(|d| Some((rank(d)?, d))).collect();
+        ranked.sort_by_key(|(rank, _)| *rank);
+        ranked.into_iter().map(|(_, d)| d).collect()
     }
 
-    /// The manifest for a platform: the first whose variant is the one asked for, else the first that serves.
-    #[must_use]
-    pub fn for_platform(&self, asked: &Platform) -> Option<&Descriptor> {
-        let fits = |d: &&Descriptor| d.platform.as_ref().is_some_and(|own| own.serves(asked));
-        let other = |d: &&Descriptor| d.platform.as_ref().is_none_or(|own| !own.is_exactly(asked));
-        self.manifests.iter().filter(fits).min_by_key(other)
+    /// The platforms that entries say they are for.
+    pub fn platforms(&self) -> impl Iterator<Item = &Platform> {
+        let images = self.manifests.iter().filter(|d| !d.is_attestation());
+        images.filter_map(|d| d.platform.as_ref())
     }
 }
 
@@ -280,6 +299,19 @@ impl ImageConfig {
     /// The document is malformed.
     pub fn parse(json: &[u8]) -> Result<Self, ManifestError> {
         parse("image config", json)
+    }
+
+    /// The platform it says it is for.
+    #[must_use]
+    pub fn platform(&self) -> Option<Platform> {
+        let field = |name: &str| self.extra.get(name).and_then(Value::as_str);
+        let said = |name: &str| field(name).filter(|said| !said.is_empty());
+        Some(Platform {
+            architecture: said("architecture")?.to_owned(),
+            os: said("os")?.to_owned(),
+            variant: said("variant").map(str::to_owned),
+            extra: Map::new(),
+        })
     }
 }
 
@@ -344,5 +376,56 @@ mod tests {
             assert!(Manifest::parse(json.as_bytes()).is_err(), "{json}");
         }
         assert!(Manifest::parse(b"null").is_err());
+    }
+
+    #[test]
+    fn entries_that_say_nothing_of_their_platform_are_chosen_last() {
+        let entry = |name: &str, kind: &str, more: &str| {
+            let (digest, kind) = (
+                Digest::of(name.as_bytes()),
+                format!("application/vnd.oci.image.{kind}.v1+json"),
+            );
+            format!(r#"{{"mediaType":"{kind}","digest":"{digest}","size":1{more}}}"#)
+        };
+        let on = |architecture: &str, variant: &str| {
+            format!(r#","platform":{{"os":"linux","architecture":"{architecture}"{variant}}}"#)
+        };
+        let entries = [
+            entry("silent", "manifest", ""),
+            entry("within", "index", ""),
+            entry(
+                "attests",
+                "manifest",
+                r#","annotations":{"vnd.docker.reference.type":"attestation-manifest"}"#,
+            ),
+            entry(
+                "unknown",
+                "manifest",
+                r#","platform":{"os":"unknown","architecture":"unknown"}"#,
+            ),
+            entry("config", "config", ""),
+            entry("other", "manifest", &on("arm64", "")),
+            entry("v3", "manifest", &on("amd64", r#","variant":"v3""#)),
+            entry("exact", "index", &on("amd64", "")),
+        ];
+        let json = format!(
+            r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
+            entries.join(",")
+        );
+        let index = Index::parse(json.as_bytes()).unwrap();
+        for (asked, wanted) in [
+            ("linux/amd64", &["exact", "v3", "silent", "within"][..]),
+            ("linux/arm64/v8", &["other", "silent", "within"][..]),
+            ("unknown/unknown", &["silent", "within"][..]),
+        ] {
+            let chosen = index.choices(&asked.parse().unwrap());
+            let chosen: Vec<_> = chosen.iter().map(|d| d.digest).collect();
+            let wanted: Vec<_> = wanted
+                .iter()
+                .map(|name| Digest::of(name.as_bytes()))
+                .collect();
+            assert_eq!(chosen, wanted, "{asked}");
+        }
+        assert_eq!(index.platforms().count(), 3);
     }
 }

@@ -9,12 +9,12 @@ use futures::future::{BoxFuture, FutureExt as _};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Serialize;
 
-use super::image::{self, Content, MAX_DEPTH};
+use super::image;
 use super::store::{self, SOURCE, Store};
 use super::{AT_ONCE, Error, Info, LEASE, NAMED, Outcome, Progress, Report, Stage};
 use crate::containerd::Containerd;
-use crate::oci::{Descriptor, Digest, Index, Manifest, Platform, Reference};
-use crate::registry::Client;
+use crate::oci::{Descriptor, Digest, Manifest, Platform, Reference};
+use crate::registry::{Client, Content, Documents as _, MAX_DEPTH, Unfound};
 
 /// Which images of an index are meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,7 +89,14 @@ impl Completer {
         root: &Descriptor,
     ) -> Result<Completed, Error> {
         let mut manifests = Vec::new();
-        self.walk(store, root, 0, &mut manifests).await?;
+        match &self.which {
+            Which::All => walk(store, root, 0, &mut manifests).await?,
+            Which::For(platform) => {
+                let root = store.document(root).await?;
+                let found = image::store_found(store, root, platform).await?;
+                manifests.push(found.manifest);
+            }
+        }
         let mut blobs = HashMap::new();
         for manifest in &manifests {
             let of = manifest.layers.len();
@@ -116,47 +123,6 @@ impl Completer {
             fetched: fetched.into_iter().flatten().collect(),
             bytes: store.fetched(),
         })
-    }
-
-    /// Finds the manifests that are meant, and stores them and all above them; their labels lead to all that
-    /// belongs to them, also to what is still missing.
-    fn walk<'a>(
-        &'a self,
-        store: &'a Store,
-        at: &'a Descriptor,
-        depth: usize,
-        manifests: &'a mut Vec<Manifest>,
-    ) -> BoxFuture<'a, Result<(), Error>> {
-        async move {
-            if depth >= MAX_DEPTH {
-                return Err(Error::TooDeep(at.digest));
-            }
-            let document = image::document(store, at).await?;
-            match &document.content {
-                Content::Manifest(manifest) => {
-                    let children = image::children(manifest);
-                    document.store(store, &children).await?;
-                    manifests.push((**manifest).clone());
-                }
-                Content::Index(index) => {
-                    let meant = self.meant(index)?;
-                    let children: Vec<_> = meant.iter().map(|one| ("m", one.digest)).collect();
-                    document.store(store, &children).await?;
-                    for one in meant {
-                        self.walk(store, one, depth + 1, manifests).await?;
-                    }
-                }
-            }
-            Ok(())
-        }
-        .boxed()
-    }
-
-    fn meant<'a>(&self, index: &'a Index) -> Result<Vec<&'a Descriptor>, Error> {
-        let Which::For(platform) = &self.which else {
-            return Ok(index.manifests.iter().collect());
-        };
-        image::chosen(index, platform).map(|one| vec![one])
     }
 
     /// Fetches a blob if it is missing.
@@ -190,6 +156,38 @@ impl Completer {
         let labels = stored.map(|stored| stored.labels).unwrap_or_default();
         source(name, &labels).ok_or_else(|| Error::NoSource(name.to_owned()))
     }
+}
+
+/// Finds all manifests, and stores them and all above them; their labels lead to all that belongs to them,
+/// also to what is still missing.
+fn walk<'a>(
+    store: &'a Store,
+    at: &'a Descriptor,
+    depth: usize,
+    manifests: &'a mut Vec<Manifest>,
+) -> BoxFuture<'a, Result<(), Error>> {
+    async move {
+        if depth >= MAX_DEPTH {
+            return Err(Unfound::TooDeep(at.digest).into());
+        }
+        let document = store.document(at).await?;
+        match document.content()? {
+            Content::Manifest(manifest) => {
+                image::keep(store, &document, &image::children(&manifest)).await?;
+                manifests.push(*manifest);
+            }
+            Content::Index(index) => {
+                let all = &index.manifests;
+                let children: Vec<_> = all.iter().map(|one| ("m", one.digest)).collect();
+                image::keep(store, &document, &children).await?;
+                for one in all {
+                    walk(store, one, depth + 1, manifests).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+    .boxed()
 }
 
 /// Where content with these labels came from; of several places that of the image's name. The labels

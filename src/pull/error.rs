@@ -2,7 +2,7 @@
 
 use crate::containerd;
 use crate::oci::{Digest, ManifestError};
-use crate::registry;
+use crate::registry::{self, Unfound};
 
 /// Why an image was not pulled or not completed. What was fetched until then is used by the next attempt.
 #[derive(Debug, thiserror::Error)]
@@ -13,33 +13,9 @@ pub enum Error {
     /// The registry.
     #[error(transparent)]
     Registry(#[from] registry::Error),
-    /// A manifest, index or config does not parse.
-    #[error("{digest}: {source}")]
-    Manifest {
-        /// Which document.
-        digest: Digest,
-        /// What is wrong with it.
-        source: ManifestError,
-    },
-    /// A document is no image.
-    #[error("{digest} is neither an image nor an index, but {media_type:?}")]
-    Unsupported {
-        /// Which document.
-        digest: Digest,
-        /// What it says it is.
-        media_type: String,
-    },
-    /// An index has nothing for the platform.
-    #[error(
-        "the image has nothing for {platform}: it is for {} (--platform chooses)",
-        said(there)
-    )]
-    Platform {
-        /// What was asked for.
-        platform: String,
-        /// What there is.
-        there: Vec<String>,
-    },
+    /// What the name leads to has no such image, or a document of it does not parse.
+    #[error("{unfound}{hint}", unfound = .0, hint = choice(.0))]
+    Unfound(#[from] Unfound),
     /// Config and manifest do not fit together.
     #[error("image {digest}: {why}")]
     Inconsistent {
@@ -105,15 +81,12 @@ pub enum Error {
     /// A task died.
     #[error("blob {0}: the task that fetched it died")]
     Died(Digest),
-    /// Indexes within indexes, deeper than any image has them.
-    #[error("index {0} is nested too deeply")]
-    TooDeep(Digest),
 }
 
 impl Error {
     /// For `map_err`: a document does not parse.
     pub(super) fn manifest(digest: Digest) -> impl FnOnce(ManifestError) -> Self {
-        move |source| Self::Manifest { digest, source }
+        move |source| Self::Unfound(Unfound::Manifest { digest, source })
     }
 
     /// Whether another attempt may go on where this one has stopped.
@@ -126,9 +99,10 @@ impl Error {
     }
 }
 
-fn said(platforms: &[String]) -> String {
-    match platforms {
-        [] => "none".to_owned(),
-        some => some.join(", "),
+/// How to choose another image of the same name.
+const fn choice(unfound: &Unfound) -> &'static str {
+    match unfound {
+        Unfound::Platform { .. } => " (--platform chooses)",
+        _ => "",
     }
 }

@@ -4,25 +4,8 @@ use serde_json::Map;
 
 use super::Error;
 use super::store::{Labels, Store};
-use crate::oci::{
-    Descriptor, Digest, ImageConfig, Index, MAX_MANIFEST, Manifest, MediaType, Platform, chain_ids,
-};
-
-/// Indexes within indexes are followed so far.
-pub(super) const MAX_DEPTH: usize = 4;
-
-/// A parsed document.
-pub(super) struct Document {
-    media_type: MediaType,
-    pub(super) digest: Digest,
-    bytes: Vec<u8>,
-    pub(super) content: Content,
-}
-
-pub(super) enum Content {
-    Index(Index),
-    Manifest(Box<Manifest>),
-}
+use crate::oci::{Descriptor, Digest, ImageConfig, MAX_MANIFEST, Manifest, Platform, chain_ids};
+use crate::registry::{Documents, Fetched, FoundImage, find};
 
 /// One image of one platform, whose documents are in containerd.
 pub(super) struct Image {
@@ -34,99 +17,83 @@ pub(super) struct Image {
     pub(super) chain_ids: Vec<Digest>,
 }
 
-impl Document {
-    /// Reads a document whose digest was checked before.
-    pub(super) fn parse(
-        media_type: MediaType,
-        digest: Digest,
-        bytes: Vec<u8>,
-    ) -> Result<Self, Error> {
-        let refused = Error::manifest(digest);
-        let content = if media_type.is_index() {
-            Content::Index(Index::parse(&bytes).map_err(refused)?)
-        } else if media_type.is_manifest() {
-            Content::Manifest(Box::new(Manifest::parse(&bytes).map_err(refused)?))
-        } else {
-            return Err(Error::Unsupported {
-                digest,
-                media_type: media_type.as_str().to_owned(),
+/// A document as others point to it.
+pub(super) fn descriptor(document: &Fetched) -> Descriptor {
+    Descriptor {
+        media_type: document.media_type.clone(),
+        digest: document.digest,
+        size: document.bytes.len() as u64,
+        annotations: std::collections::BTreeMap::new(),
+        platform: None,
+        extra: Map::new(),
+    }
+}
+
+/// Has containerd keep a document, and `children` as long as it keeps this.
+pub(super) async fn keep(
+    store: &Store,
+    document: &Fetched,
+    children: &[(&str, Digest)],
+) -> Result<(), Error> {
+    let bytes = document.bytes.clone();
+    store.put(&descriptor(document), bytes).await?;
+    store.refer(document.digest, children).await
+}
+
+/// From containerd, else from the registry.
+impl Documents for Store {
+    type Error = Error;
+
+    async fn document(&self, at: &Descriptor) -> Result<Fetched, Error> {
+        if let Some(bytes) = self.held(at.digest, MAX_MANIFEST).await? {
+            return Ok(Fetched {
+                media_type: at.media_type.clone(),
+                digest: at.digest,
+                bytes,
             });
-        };
-        Ok(Self {
-            media_type,
-            digest,
-            bytes,
-            content,
-        })
-    }
-
-    pub(super) fn descriptor(&self) -> Descriptor {
-        Descriptor {
-            media_type: self.media_type.clone(),
-            digest: self.digest,
-            size: self.bytes.len() as u64,
-            annotations: std::collections::BTreeMap::new(),
-            platform: None,
-            extra: Map::new(),
         }
+        let pinned = self.image().with_digest(at.digest);
+        let fetched = self.client().manifest(&pinned).await?;
+        self.count(fetched.bytes.len() as u64);
+        Ok(fetched)
     }
 
-    /// Has containerd keep it, and `children` as long as it keeps this.
-    pub(super) async fn store(
-        &self,
-        store: &Store,
-        children: &[(&str, Digest)],
-    ) -> Result<(), Error> {
-        store.put(&self.descriptor(), self.bytes.clone()).await?;
-        store.refer(self.digest, children).await
+    async fn config(&self, at: &Descriptor) -> Result<Vec<u8>, Error> {
+        if let Some(bytes) = self.held(at.digest, MAX_MANIFEST).await? {
+            return Ok(bytes);
+        }
+        let fetched = self.client().blob_bytes(self.image(), at, MAX_MANIFEST);
+        let bytes = fetched.await?;
+        self.count(bytes.len() as u64);
+        self.put(at, bytes.clone()).await?;
+        Ok(bytes)
     }
 }
 
-/// A manifest or index that another document names: from containerd, else from the registry.
-pub(super) async fn document(store: &Store, at: &Descriptor) -> Result<Document, Error> {
-    if let Some(bytes) = store.held(at.digest, MAX_MANIFEST).await? {
-        return Document::parse(at.media_type.clone(), at.digest, bytes);
+/// Finds the image for a platform, and stores its manifest and all documents on the way to it.
+pub(super) async fn store_found(
+    store: &Store,
+    root: Fetched,
+    platform: &Platform,
+) -> Result<FoundImage, Error> {
+    let found = find(store, root, platform).await?;
+    let below = found.above.iter().skip(1).map(|index| index.digest);
+    let below = below.chain([found.document.digest]);
+    for (index, next) in found.above.iter().zip(below) {
+        keep(store, index, &[("m", next)]).await?;
     }
-    let pinned = store.image().with_digest(at.digest);
-    let fetched = store.client().manifest(&pinned).await?;
-    store.count(fetched.bytes.len() as u64);
-    Document::parse(fetched.media_type, fetched.digest, fetched.bytes)
+    keep(store, &found.document, &children(&found.manifest)).await?;
+    Ok(found)
 }
 
-/// Finds the image for a platform, and stores all documents on the way to it.
+/// Finds the image for a platform, with all that is needed to place its layers.
 pub(super) async fn resolve(
     store: &Store,
-    root: Document,
+    root: Fetched,
     platform: &Platform,
 ) -> Result<Image, Error> {
-    let mut document = root;
-    for _ in 0..MAX_DEPTH {
-        let next = match &document.content {
-            Content::Manifest(_) => return image(store, document).await,
-            Content::Index(index) => chosen(index, platform)?.clone(),
-        };
-        document.store(store, &[("m", next.digest)]).await?;
-        document = self::document(store, &next).await?;
-    }
-    Err(Error::TooDeep(document.digest))
-}
-
-/// The manifest of an index for a platform.
-pub(super) fn chosen<'a>(index: &'a Index, platform: &Platform) -> Result<&'a Descriptor, Error> {
-    index.for_platform(platform).ok_or_else(|| {
-        let all = index.manifests.iter().filter_map(|d| d.platform.as_ref());
-        Error::Platform {
-            platform: platform.to_string(),
-            there: all.map(Platform::to_string).collect(),
-        }
-    })
-}
-
-async fn image(store: &Store, document: Document) -> Result<Image, Error> {
-    let digest = document.digest;
-    let Content::Manifest(manifest) = &document.content else {
-        return Err(Error::TooDeep(digest));
-    };
+    let found = store_found(store, root, platform).await?;
+    let (digest, manifest) = (found.document.digest, found.manifest);
     let inconsistent = |why: String| Error::Inconsistent { digest, why };
     if !manifest.config.media_type.is_config() {
         let media_type = manifest.config.media_type.as_str();
@@ -134,19 +101,7 @@ async fn image(store: &Store, document: Document) -> Result<Image, Error> {
             "it is no container image: its config is {media_type:?}"
         )));
     }
-    document.store(store, &children(manifest)).await?;
-    let config = match store.held(manifest.config.digest, MAX_MANIFEST).await? {
-        Some(bytes) => bytes,
-        None => {
-            let fetched = store
-                .client()
-                .blob_bytes(store.image(), &manifest.config, MAX_MANIFEST);
-            let bytes = fetched.await?;
-            store.count(bytes.len() as u64);
-            store.put(&manifest.config, bytes.clone()).await?;
-            bytes
-        }
-    };
+    let config = store.config(&manifest.config).await?;
     let config = ImageConfig::parse(&config).map_err(Error::manifest(manifest.config.digest))?;
     let (layers, diff_ids) = (manifest.layers.len(), config.rootfs.diff_ids);
     if diff_ids.len() != layers {
@@ -158,7 +113,7 @@ async fn image(store: &Store, document: Document) -> Result<Image, Error> {
     }
     Ok(Image {
         digest,
-        manifest: (**manifest).clone(),
+        manifest,
         chain_ids: chain_ids(&diff_ids),
         diff_ids,
     })

@@ -93,9 +93,8 @@ impl Puller {
         root: crate::registry::Fetched,
     ) -> Result<Pulled, Error> {
         store.count(root.bytes.len() as u64);
-        let document = image::Document::parse(root.media_type, root.digest, root.bytes)?;
-        let target = document.descriptor();
-        let image = image::resolve(store, document, &self.platform).await?;
+        let target = image::descriptor(&root);
+        let image = image::resolve(store, root, &self.platform).await?;
         let layers = Layers::new(store, &image, &self.snapshotter, name, &*self.progress);
         let reports = layers.place().await?;
         image::keep_snapshots(store, &image, &self.snapshotter).await?;

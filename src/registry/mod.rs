@@ -25,6 +25,7 @@ mod lookup;
 mod payload;
 mod push;
 mod retry;
+mod search;
 mod served;
 mod source;
 mod sources;
@@ -49,6 +50,7 @@ pub use credentials::{
 pub use error::{Error, Trouble};
 pub use payload::Payload;
 pub use push::Pushed;
+pub use search::{Content, Documents, FindError, FoundImage, MAX_DEPTH, Unfound, find};
 pub use source::{ByteStream, RangeSource};
 pub use sources::Sources;
 pub use traffic::Traffic;

@@ -5,6 +5,7 @@ mod faults;
 mod mirrors;
 mod push;
 mod redirects;
+mod search;
 mod tls;
 mod whole;
 
