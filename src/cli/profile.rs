@@ -26,7 +26,7 @@ A running daemon writes a profile down a second after a container's start has re
 it by itself the next time the image is pulled. This command only reads what is on disk; the daemon need
 not run, and the image may be gone.")]
 pub(super) struct Args {
-    /// HOST/NAME:TAG as it was pulled, or the digest of its manifest; without it all are listed
+    /// HOST/NAME:TAG or HOST/NAME@DIGEST as it was pulled, or the digest of its manifest; without it all are listed
     #[arg(value_name = "IMAGE")]
     image: Option<String>,
     /// Print it as JSON

@@ -20,7 +20,7 @@ Examples:
 Of an image that is not on this node its registry is asked, and the answer is what would become of it.
 Reasons are kept with the layers and survive a restart. The exit status is 3 if a layer is not lazy.")]
 pub(super) struct Args {
-    /// HOST/NAME:TAG as it was pulled, or the digest of its manifest; without it all are listed
+    /// HOST/NAME:TAG or HOST/NAME@DIGEST as it was pulled, or the digest of its manifest; without it all are listed
     #[arg(value_name = "IMAGE", default_value = "", hide_default_value = true)]
     image: String,
     #[command(flatten)]

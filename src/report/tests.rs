@@ -126,6 +126,19 @@ fn an_image_is_told_of_with_all_layers_below_it() {
 }
 
 #[test]
+fn a_pinned_image_is_found_by_the_name_it_is_listed_by() {
+    let by_index = format!("r.io/app@{}", digest("index"));
+    let records = all(vec![lazy("k", "", &by_index)]);
+    let ask = |text: &str| known(&records, asked(text).unwrap().as_ref(), &|_| None);
+    let found = ask(&by_index);
+    assert_eq!(found, ask(""));
+    let manifest = &found[0].manifest;
+    assert_ne!(*manifest, digest("index").to_string());
+    assert_eq!(ask(&format!("q.io/other@{manifest}")), found);
+    assert!(ask(&format!("q.io/other@{}", digest("index"))).is_empty());
+}
+
+#[test]
 fn of_an_image_that_is_not_here_the_manifest_tells() {
     let records = all(vec![unpacked(
         "b",

@@ -144,7 +144,9 @@ fn image(
 ) -> api::Image {
     let origin = Origin::of(top);
     let name = match asked {
-        Some(Asked::Name(name)) => name.to_string(),
+        Some(by @ Asked::Name(name)) if by.is_any_of(origin.names.iter().copied()) => {
+            name.to_string()
+        }
         _ => origin.names.first().copied().unwrap_or_default().to_owned(),
     };
     api::Image {
