@@ -32,6 +32,26 @@ impl Which {
         Ok((root, socket))
     }
 
+    /// Its root folder; `None` if a socket alone says which daemon is meant, whichever folder that one has.
+    pub(super) fn named_root(&self) -> Result<Option<PathBuf>, crate::config::Error> {
+        match self.names_socket() && !self.place.names_root() {
+            true => Ok(None),
+            false => self.place.root().map(Some),
+        }
+    }
+
+    /// Whether the socket was given.
+    pub(super) const fn names_socket(&self) -> bool {
+        self.address.is_some()
+    }
+
+    fn socket(&self) -> Result<PathBuf, Box<dyn std::error::Error>> {
+        match &self.address {
+            Some(socket) => Ok(socket.clone()),
+            None => Ok(self.find()?.1),
+        }
+    }
+
     /// Its configuration, as far as flags and files tell.
     pub(super) fn load(&self) -> Result<Config, crate::config::Error> {
         let mut config = self.place.load()?;
@@ -47,7 +67,7 @@ impl Which {
     where
         F: Future<Output = Result<T, crate::service::control::Error>>,
     {
-        ask(&self.find()?.1, question)
+        ask(&self.socket()?, question)
     }
 }
 

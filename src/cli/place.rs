@@ -16,6 +16,11 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// Whether the root folder was given.
+    pub(super) const fn names_root(&self) -> bool {
+        self.root.is_some()
+    }
+
     /// The root folder. The configuration is read only if that is not given.
     pub(super) fn root(&self) -> Result<PathBuf, config::Error> {
         match &self.root {

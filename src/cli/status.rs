@@ -6,11 +6,12 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::cli::Outcome;
-use crate::cli::ask::{Which, ask, json};
+use crate::cli::ask::{Which, json};
 use crate::cli::out;
 use crate::cli::table::{bytes, short, span};
 use crate::daemon;
 use crate::report::api;
+use crate::service::control;
 
 /// Say whether the daemon runs, and how it fares: mounts, images, cache, link, health, take-overs
 #[derive(Debug, clap::Args)]
@@ -18,10 +19,13 @@ use crate::report::api;
 Examples:
   crfs status
   crfs status --root /var/lib/crfs
+  crfs status --address /run/crfs/crfs.sock
   crfs status --json | jq .status.mounts
 
-The exit status is 3 if no daemon runs. `lost` layers had no server left and no descriptor: containers that
-use them have to be restarted. Numbers count from the start of the daemon that serves now.")]
+A socket given by --address is asked whichever root folder its daemon has; what the keeper says is told only
+of a root folder: the default one, or that of --root. The exit status is 3 if no daemon runs. `lost` layers
+had no server left and no descriptor: containers that use them have to be restarted. Numbers count from the
+start of the daemon that serves now.")]
 pub(super) struct Args {
     #[command(flatten)]
     which: Which,
@@ -44,20 +48,29 @@ struct Report {
 }
 
 pub(super) fn run(args: Args) -> Outcome {
-    let (root, socket) = args.which.find()?;
-    let kept = daemon::status(&root)?;
+    let root = args.which.named_root()?;
+    let kept = match &root {
+        Some(root) => daemon::status(root)?,
+        None => String::new(),
+    };
     let pairs = kept
         .lines()
         .map(|line| line.split_once(' ').unwrap_or((line, "")));
     let keeper: Vec<(&str, &str)> = pairs.collect();
-    let running = keeper
+    let has_process = keeper
         .iter()
         .any(|(key, value)| *key == "pid" && *value != "0");
-    let answer = match running {
-        true => ask(&socket, |mut client| async move { client.status().await }).map(Some),
-        false => Ok(None),
+    let answer = match has_process || args.which.names_socket() {
+        true => {
+            let answer = args
+                .which
+                .ask(|mut client| async move { client.status().await });
+            Some(answer)
+        }
+        false => None,
     };
-    let (status, error) = match answer {
+    let running = has_process || answer.as_ref().is_some_and(somebody_answers);
+    let (status, error) = match answer.transpose() {
         Ok(status) => (status, None),
         Err(error) => (None, Some(error.to_string())),
     };
@@ -81,7 +94,7 @@ pub(super) fn run(args: Args) -> Outcome {
         if let Some(status) = &status {
             out::print(format_args!("{}", text(status)))?;
         }
-        if !running {
+        if let Some(root) = root.filter(|_| !running) {
             out::line(format_args!("no daemon runs for {}", root.display()))?;
         }
     }
@@ -90,6 +103,18 @@ pub(super) fn run(args: Args) -> Outcome {
     } else {
         ExitCode::from(3)
     })
+}
+
+/// Whether there is a daemon at the socket, even if it does not say how it fares.
+fn somebody_answers<T>(answer: &Result<T, Box<dyn std::error::Error>>) -> bool {
+    let error = answer
+        .as_ref()
+        .err()
+        .map(|error| error.downcast_ref::<control::Error>());
+    match error {
+        None | Some(Some(control::Error::Older(_) | control::Error::Refused(_))) => true,
+        Some(_) => false,
+    }
 }
 
 fn line(key: &str, value: &str) -> String {
@@ -242,5 +267,68 @@ pub(super) fn counts(counts: &[api::Count]) -> String {
     match counts {
         [] => "none".to_owned(),
         _ => each.collect::<Vec<_>>().join(", "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::path::Path;
+
+    use clap::Parser;
+    use containerd_snapshots::api::snapshots::v1::snapshots_server::SnapshotsServer;
+    use tokio_stream::wrappers::UnixListenerStream;
+
+    use super::*;
+    use crate::service;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn exits(arguments: &[&Path]) -> String {
+        let name = [Path::new("status")];
+        let command = Command::parse_from(name.iter().chain(arguments));
+        format!("{:?}", run(command.args).unwrap())
+    }
+
+    /// Serves gRPC, but nothing of crfs, as long as the process lives.
+    fn serve(socket: &Path) {
+        let listener = UnixListener::bind(socket).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            runtime.block_on(async {
+                let incoming = tokio::net::UnixListener::from_std(listener).unwrap();
+                tonic::transport::Server::builder()
+                    .add_optional_service(None::<SnapshotsServer<service::Service>>)
+                    .serve_with_incoming(UnixListenerStream::new(incoming))
+                    .await
+            })
+        });
+    }
+
+    #[test]
+    fn a_daemon_runs_if_one_answers_at_the_address_that_was_given() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let [root, none, closes, serves] = ["root", "none", "closes", "serves"].map(at);
+        serve(&serves);
+        let closing = UnixListener::bind(&closes).unwrap();
+        std::thread::spawn(move || closing.incoming().for_each(drop));
+        let [runs, does_not] =
+            [ExitCode::SUCCESS, ExitCode::from(3)].map(|code| format!("{code:?}"));
+        let (address, of_root) = (Path::new("--address"), Path::new("--root"));
+        for (arguments, wanted) in [
+            (&[address, &serves][..], &runs),
+            (&[address, &serves, of_root, &root], &runs),
+            (&[address, &none], &does_not),
+            (&[address, &closes], &does_not),
+            (&[of_root, &root], &does_not),
+        ] {
+            assert_eq!(exits(arguments), *wanted, "{arguments:?}");
+        }
     }
 }

@@ -85,6 +85,13 @@ impl Client {
     }
 
     fn refused(&self, status: &Status) -> Error {
+        // What did not come from the other side has a cause on this one.
+        if let Some(cause) = std::error::Error::source(status) {
+            return Error::Unreachable {
+                socket: self.socket.clone(),
+                why: cause.to_string(),
+            };
+        }
         match status.code() {
             Code::Unimplemented => Error::Older(self.socket.clone()),
             _ => Error::Refused(status.message().to_owned()),
