@@ -87,6 +87,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a file is not there.
+    pub(super) fn is_missing_file(&self) -> bool {
+        let not_found = std::io::ErrorKind::NotFound;
+        matches!(self, Self::File { source, .. } if source.kind() == not_found)
+    }
+
     /// For `map_err`: something went wrong with the file at `path`.
     pub(super) fn file(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();

@@ -60,6 +60,7 @@ impl Converter {
     ) -> Result<Document, Error> {
         let mut index = Index::parse(&document.bytes).map_err(Error::manifest(digest))?;
         let mut kept = Vec::new();
+        let mut missing = None;
         for mut at in std::mem::take(&mut index.manifests) {
             if let Some(subject) = at.annotations.get(ATTESTATION) {
                 self.note(format!(
@@ -76,7 +77,15 @@ impl Converter {
                 ));
                 continue;
             }
-            let child = self.source.manifest(&at).await?;
+            let child = match self.source.manifest(&at).await {
+                // containerd exports an index in full, and of its images those of one platform.
+                Err(error) if error.is_missing_file() => {
+                    self.note(left_out(&at));
+                    missing = Some(error);
+                    continue;
+                }
+                child => child?,
+            };
             verify("manifest", &at, &child.bytes)?;
             let child = Document {
                 media_type: at.media_type.clone(),
@@ -90,6 +99,9 @@ impl Converter {
             at.extra.remove("data");
             self.sink.put_manifest(at.digest, child).await?;
             kept.push(at);
+        }
+        if let Some(error) = missing.filter(|_| kept.is_empty()) {
+            return Err(error);
         }
         index.manifests = kept;
         Ok(Document {
@@ -209,6 +221,12 @@ impl Converter {
         self.progress.note(&line);
         self.notes.lock().push(line);
     }
+}
+
+fn left_out(at: &Descriptor) -> String {
+    let platform = at.platform.as_ref();
+    let of = platform.map_or_else(String::new, |platform| format!(" ({platform})"));
+    format!("{}{of} is left out: the layout does not have it", at.digest)
 }
 
 /// Layers that have been converted, or are being, by blob and media type.

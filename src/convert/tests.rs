@@ -189,6 +189,36 @@ async fn an_index_keeps_order_and_platforms_and_loses_what_attests_to_the_old_im
 }
 
 #[tokio::test]
+async fn images_that_a_sparse_layout_does_not_have_are_left_out() {
+    let (from, to) = (Layout::new(), Layout::new());
+    let kind = "application/vnd.oci.image.index.v1+json";
+    let images = ["arm64", "amd64"].map(|arch| {
+        let mut image = from.image(&OCI, &[from.layer(OCI.tar, arch)]);
+        image["platform"] = json!({"os": "linux", "architecture": arch});
+        image
+    });
+    let index = json!({"schemaVersion": 2, "mediaType": kind, "manifests": images});
+    from.name(&from.put(kind, index.to_string().as_bytes()));
+    let lose = |image: &Value| {
+        let digest: Digest = image["digest"].as_str().unwrap().parse().unwrap();
+        std::fs::remove_file(from.blob(digest)).unwrap();
+    };
+    lose(&images[0]);
+    let summary = from.convert_to(&to).await.unwrap();
+    let index = Index::parse(&to.read(summary.digest)).unwrap();
+    let platforms = index.platforms().map(ToString::to_string);
+    assert_eq!(platforms.collect::<Vec<_>>(), ["linux/amd64"]);
+    let [note] = &summary.notes[..] else {
+        unreachable!("{:?}", summary.notes);
+    };
+    assert!(note.contains("(linux/arm64) is left out"), "{note}");
+
+    lose(&images[1]);
+    let error = from.convert_to(&Layout::new()).await.unwrap_err();
+    assert!(error.is_missing_file(), "{error}");
+}
+
+#[tokio::test]
 async fn layers_that_cannot_be_lazy_stay_as_they_are() {
     let (from, to) = (Layout::new(), Layout::new());
     let zstd = (from.put(ZSTD, b"whatever"), Digest::of(b"1"));
