@@ -28,7 +28,7 @@ use crate::oci::Reference;
 use crate::registry::Pulled;
 
 /// How long calls under way may still take when crfs ends; streams of events never end.
-const GOODBYE: Duration = Duration::from_secs(2);
+pub(crate) const GOODBYE: Duration = Duration::from_secs(2);
 /// Pause after an accept that failed, as when all file descriptors are in use.
 const PAUSE: Duration = Duration::from_millis(200);
 

@@ -402,3 +402,18 @@ impl Signals {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stopping_daemon_is_given_the_time_that_it_takes() {
+        let waits = [cri::GOODBYE, GOODBYE, snapshotter::DRAIN, SETTLE];
+        let takes: Duration = waits.iter().sum();
+        assert!(takes < keeper::END_LIMIT, "{takes:?}");
+        let unit = include_str!("../../deploy/crfs.service");
+        let limit = format!("\nTimeoutStopSec={}\n", keeper::END_LIMIT.as_secs());
+        assert!(unit.contains(&limit), "{limit}");
+    }
+}

@@ -37,6 +37,12 @@ pub(crate) use protocol::wire;
 pub use server::{Held, Mount, Open, OpenFile, Opened, Phase, State, is_server, tell_failure};
 
 use std::io;
+use std::time::Duration;
+
+/// How long a server may take from SIGTERM to its end before it is killed. As much as the systemd unit allows
+/// (`TimeoutStopSec`), and more than all that a stopping daemon waits for: one that is killed has not saved what it
+/// learned of the images, and leaves reads unanswered.
+pub const END_LIMIT: Duration = Duration::from_secs(30);
 
 /// Name of containerd's listening socket in the store.
 pub const LISTEN: &str = "listen";

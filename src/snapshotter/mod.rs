@@ -75,7 +75,7 @@ use crate::snapshotter::table::Table;
 use crate::store::{Faults, Root, Step, Store};
 
 /// How long a stopping daemon waits for calls that are under way.
-const DRAIN: Duration = Duration::from_secs(10);
+pub(crate) const DRAIN: Duration = Duration::from_secs(10);
 
 /// What a snapshotter is built from.
 pub struct Parts {

@@ -11,14 +11,14 @@
 
 use std::time::{Duration, Instant};
 
+use crate::keeper::END_LIMIT;
+
 /// Once ready for this long, a server counts as sound and its death as an accident.
 const SOUND: Duration = Duration::from_millis(100);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// Longest pause after a server that had become ready or was killed, and after one that failed.
 const PAUSE_KILLED: Duration = Duration::from_millis(200);
 const PAUSE_FAILED: Duration = Duration::from_secs(10);
-/// How long a server may take from SIGTERM to its end.
-const END_LIMIT: Duration = Duration::from_secs(10);
 /// How long a server may take to become ready, in a trial and otherwise.
 const TRIAL_LIMIT: Duration = Duration::from_secs(20);
 const START_LIMIT: Duration = Duration::from_secs(90);
