@@ -3,6 +3,7 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
+use crfs::keeper;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -53,6 +54,13 @@ fn a_configuration_is_checked_and_shown_without_a_daemon() {
     assert_eq!(shown["root"].as_str(), Some("/var/lib/crfs"));
     let deployed = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/config.toml");
     assert_eq!(crfs(&["config", "check", deployed]).0, 0);
+}
+
+fn keeper_pid(root: &str) -> Pid {
+    let folder = keeper::Folder::new(root.as_ref()).unwrap();
+    let state = keeper::state(&folder).unwrap();
+    let pid = state.lines().find_map(|line| line.strip_prefix("keeper "));
+    Pid::from_raw(pid.unwrap().parse().unwrap()).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -108,6 +116,23 @@ async fn a_hangup_changes_what_it_can_and_names_what_it_cannot() {
             .contains("did you mean background?")
     );
     assert_eq!(daemon.pid(), pid, "the same daemon serves on");
+
+    // What an operator sees of the daemon is its front, and its keeper: they pass the signal on and live.
+    let keeper = keeper_pid(root.to_str().unwrap());
+    for (process, level) in [(daemon.front(), "trace"), (keeper, "warn")] {
+        fs::write(&file, format!("[log]\nlevel = \"{level}\"\n")).unwrap();
+        kill_process(process, Signal::HUP).unwrap();
+        bed::wait_for("a reload", 10, || {
+            let reload = status();
+            let applied = reload["applied"].as_array().unwrap();
+            reload["error"] == "" && applied.iter().any(|key| key == "log.level")
+        });
+        fs::write(&file, "[fetch]\nbackgrond = true\n").unwrap();
+        kill_process(process, Signal::HUP).unwrap();
+        bed::wait_for("a refusal", 10, || status()["error"] != "");
+    }
+    assert_eq!(daemon.pid(), pid, "the same daemon serves on");
+    assert_eq!(keeper_pid(root.to_str().unwrap()), keeper);
     let (ended, _) = daemon.end(Signal::TERM);
     assert!(ended.success(), "{ended}");
 }

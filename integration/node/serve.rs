@@ -78,6 +78,11 @@ impl Serve {
         pid.trim().parse().unwrap()
     }
 
+    /// The process that was started, and stands for the daemon.
+    pub fn front(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
     pub async fn client(&self) -> Client {
         Client::new(&self.socket()).await.unwrap()
     }

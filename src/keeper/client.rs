@@ -14,7 +14,8 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFla
 
 use super::control::{MESSAGE_MAX, Reply, Request};
 use super::protocol::wire;
-use super::{Error, Folder, KEEPER_NAME, Program, ROOT_VARIABLE, memory, signals};
+use super::signals::{self, Wish};
+use super::{Error, Folder, KEEPER_NAME, Program, ROOT_VARIABLE, memory};
 
 /// How long a keeper may take to appear.
 const APPEAR: Duration = Duration::from_secs(5);
@@ -171,7 +172,8 @@ impl Connection {
 }
 
 /// What `crfs serve` is to its operator: runs `program` as the server under the keeper, and returns
-/// its exit code when it has ended for good. SIGTERM and SIGINT end the server.
+/// its exit code when it has ended for good. SIGTERM and SIGINT end the server, at SIGHUP it reads its
+/// configuration again.
 ///
 /// Blocks these signals in the calling thread; to be called before there are others.
 pub fn front(attach: &Attach, program: &Program) -> Result<i32, Error> {
@@ -191,7 +193,7 @@ pub fn front(attach: &Attach, program: &Program) -> Result<i32, Error> {
             Err(error) => return Err(error),
         }
         memory::forget_code();
-        match watch(&keeper, &signals)? {
+        match watch(&keeper, &attach.folder, &signals)? {
             Outcome::Ended(code) => {
                 keeper.see_off();
                 return Ok(code);
@@ -216,8 +218,8 @@ enum Outcome {
     Wait,
 }
 
-/// Waits for the server's end.
-fn watch(keeper: &Connection, signals: &OwnedFd) -> Result<Outcome, Error> {
+/// Waits for the server's end, and passes on what signals want.
+fn watch(keeper: &Connection, folder: &Folder, signals: &OwnedFd) -> Result<Outcome, Error> {
     loop {
         let mut polled = [&keeper.0, signals].map(|fd| PollFd::new(fd, PollFlags::IN));
         match rustix::event::poll(&mut polled, None) {
@@ -225,8 +227,16 @@ fn watch(keeper: &Connection, signals: &OwnedFd) -> Result<Outcome, Error> {
             Err(errno) => return Err(Error::io("wait for the keeper")(errno)),
         }
         let [said, signalled] = polled.map(|fd| !fd.revents().is_empty());
-        if signalled && signals::next(signals).is_some() {
-            keeper.say(&Request::Stop, &[])?;
+        match signalled.then(|| signals::next(signals)).flatten() {
+            Some(Wish::End) => keeper.say(&Request::Stop, &[])?,
+            // No reason to end: the keeper may be of a version that does not know this.
+            Some(Wish::Reread) => {
+                if let Err(error) = reread(folder) {
+                    tracing::error!(%error, "the configuration is not reloaded");
+                }
+                memory::forget_code();
+            }
+            None => {}
         }
         if said {
             match keeper.hear()? {
@@ -253,6 +263,18 @@ pub fn stop(folder: &Folder) -> Result<bool, Error> {
         }
         Some(Reply::Failed(why)) => Err(Error::Refused(why)),
         Some(_) => Err(Error::Answer),
+    }
+}
+
+/// Lets the server read its configuration again: at once if it serves, else as soon as it does.
+fn reread(folder: &Folder) -> Result<(), Error> {
+    // Not the connection that waits for the end: what is answered there is about the end.
+    let keeper = Connection::existing(folder)?;
+    keeper.say(&Request::Reread, &[])?;
+    match keeper.hear()? {
+        Some(Reply::Ready(_)) => Ok(()),
+        Some(Reply::Failed(why)) => Err(Error::Refused(why)),
+        _ => Err(Error::Answer),
     }
 }
 

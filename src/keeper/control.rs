@@ -8,6 +8,7 @@
 //! | `U` path | replace the program | `E` code | the server has ended for good |
 //! | `T`, `Q` | stop it, what is your state | `I` text | the state, `key value` lines |
 //! | `X` | forget the layers of the server that was stopped | | |
+//! | `H` | let the server read its configuration again | | |
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -26,6 +27,7 @@ pub(super) enum Request {
     Stop,
     State,
     LetGo,
+    Reread,
 }
 
 /// A message from the keeper.
@@ -48,6 +50,7 @@ impl Request {
             Self::Stop => (b'T', b""),
             Self::State => (b'Q', b""),
             Self::LetGo => (b'X', b""),
+            Self::Reread => (b'H', b""),
         };
         [&[letter], rest].concat()
     }
@@ -62,6 +65,7 @@ impl Request {
             (b'T', []) => Self::Stop,
             (b'Q', []) => Self::State,
             (b'X', []) => Self::LetGo,
+            (b'H', []) => Self::Reread,
             _ => return None,
         })
     }
@@ -107,6 +111,7 @@ mod tests {
             Request::Stop,
             Request::State,
             Request::LetGo,
+            Request::Reread,
         ];
         for request in requests {
             assert_eq!(Request::parse(&request.encode()), Some(request));

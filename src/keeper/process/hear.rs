@@ -64,6 +64,7 @@ impl Keeper {
             let deed = self.course.ready(now);
             deed.into_iter().for_each(|deed| self.act(deed));
             if self.course.is_ready() {
+                self.pass_reread();
                 self.tell(Role::Front, &Reply::Ready(String::new()));
             }
         }

@@ -49,7 +49,8 @@ use self::spec::Spec;
 use self::talk::{Connection, Role};
 use super::control::Reply;
 use super::protocol::FdName;
-use super::{Folder, LOCK, memory, signals};
+use super::signals::{self, Wish};
+use super::{Folder, LOCK, memory};
 
 /// How long a ready server may be silent, unless it says otherwise (`WATCHDOG_USEC=`).
 const SILENCE: Duration = Duration::from_secs(30);
@@ -81,6 +82,8 @@ struct Keeper {
     killed: Option<&'static str>,
     sweep: Instant,
     used: bool,
+    /// Whether the server is to read its configuration again once it is ready.
+    reread: bool,
     /// Whether code was run since it was last given back.
     stirred: bool,
 }
@@ -114,6 +117,7 @@ impl Keeper {
             killed: None,
             sweep: Instant::now() + SWEEP,
             used: false,
+            reread: false,
             stirred: true,
         }
     }
@@ -231,6 +235,8 @@ impl Keeper {
     fn spawn(&mut self) {
         self.starts += 1;
         self.status.clear();
+        // This one reads it anyway.
+        self.reread = false;
         self.course.spawned(Instant::now());
         match self.try_spawn() {
             Ok(server) => {
@@ -282,6 +288,15 @@ impl Keeper {
         if let Some(server) = &self.server {
             // One that is dead already needs no signal.
             let _ = rustix::process::pidfd_send_signal(&server.pidfd, signal);
+        }
+    }
+
+    /// Passes the wish on for the configuration to be read again. One that is not ready may not know the signal
+    /// yet, and would die of it.
+    fn pass_reread(&mut self) {
+        if self.reread && self.course.is_ready() {
+            self.reread = false;
+            self.signal(Signal::HUP);
         }
     }
 
@@ -352,9 +367,16 @@ impl Keeper {
     }
 
     fn on_signal(&mut self) {
-        if signals::next(&self.sockets.signals).is_some() {
-            let deed = self.course.stop(Instant::now());
-            deed.into_iter().for_each(|deed| self.act(deed));
+        match signals::next(&self.sockets.signals) {
+            Some(Wish::End) => {
+                let deed = self.course.stop(Instant::now());
+                deed.into_iter().for_each(|deed| self.act(deed));
+            }
+            Some(Wish::Reread) => {
+                self.reread = true;
+                self.pass_reread();
+            }
+            None => {}
         }
     }
 

@@ -131,6 +131,11 @@ impl Keeper {
                 Ok(()) => (role, Some(Reply::Ready(String::new()))),
                 Err(error) => failed(error.to_string()),
             },
+            Some(Request::Reread) => {
+                self.reread = true;
+                self.pass_reread();
+                (role, Some(Reply::Ready(String::new())))
+            }
             Some(Request::State) => (role, Some(Reply::State(self.state()))),
             None => failed("this keeper does not know the request".to_owned()),
         }
@@ -175,6 +180,7 @@ impl Keeper {
         self.spec = Some(Spec::open(spec, Some(running.as_ref()))?);
         self.note_server(Server::running(pid)?);
         self.course.adopt(Instant::now());
+        self.pass_reread();
         Ok(())
     }
 
