@@ -3,7 +3,7 @@
 # the node's / at /host and sees its processes. daemonset.yaml and uninstall.yaml run it; it ends with an error until it has succeeded,
 # and is run again then.
 #
-#   install     binary, units and configuration; starts crfs or replaces the running one; tells containerd of it (crfs setup)
+#   install     binary, units and configuration; starts crfs, or replaces or restarts the running one; tells containerd of it (crfs setup)
 #   uninstall   tells containerd to do without; when nothing uses crfs any more, removes all of it
 #   ready       whether crfs serves
 #   stay        waits to be ended
@@ -51,15 +51,12 @@ check() {
 	on_host "$program" config check "$1" || die "the configuration is not all right: the node's is as it was"
 }
 
-install_config() {
+# check_config: makes sure of the configuration that the node will have, before anything is changed.
+check_config() {
 	mkdir -p "$host/etc/crfs"
 	if [ -e /crfs-config/config.toml ]; then
 		cp /crfs-config/config.toml "$host/etc/crfs/config.toml.new"
 		check /etc/crfs/config.toml.new
-		if put 644 /crfs-config/config.toml /etc/crfs/config.toml; then
-			! on_host systemctl --quiet is-active crfs || on_host systemctl reload crfs
-		fi
-		rm -f "$host/etc/crfs/config.toml.new"
 		return
 	fi
 	if [ ! -e "$host/etc/crfs/config.toml" ]; then
@@ -68,22 +65,33 @@ install_config() {
 	check /etc/crfs/config.toml
 }
 
+# put_config: whether the node's configuration has become another.
+put_config() {
+	rm -f "$host/etc/crfs/config.toml.new"
+	[ -e /crfs-config/config.toml ] && put 644 /crfs-config/config.toml /etc/crfs/config.toml
+}
+
 install() {
 	[ -d "$host/run/systemd/system" ] || die "the node has no systemd, or its / is not at $host"
 	[ ! -e "$host/usr/bin/crfs" ] || die "the node has crfs as a package already: remove one of the two"
 	program=$library/crfs-$(sha256sum "$here/crfs" | cut -c 1-16)
 	before=$(readlink "$host$library/current" || true)
 	put 755 "$here/crfs" "$program" || true
-	install_config
+	check_config
 	put 644 "$here/crfs.service" "$units/crfs.service" || true
 	# A systemd before 254 says that it does not know these settings, and goes on without them.
 	put 644 "$here/preserve.conf" "$units/crfs.service.d/preserve.conf" || true
 	on_host systemctl daemon-reload
+	# Not before all is in place for a restart: what is changed already is not changed by the next try.
+	changed=no
+	! put_config || changed=yes
 	if [ -n "$before" ] && [ "$before" != "$program" ] && on_host systemctl --quiet is-active crfs; then
 		# Goes back by itself if the new one does not serve.
 		on_host "$program" upgrade "$program"
 	else
 		link "$program" "$library/current"
+		# A reload would bring only some of it. Containers notice neither; one that does not run is started below.
+		[ "$changed" = no ] || on_host systemctl try-restart crfs
 	fi
 	link "$library/current" /usr/local/bin/crfs
 	on_host systemctl --quiet enable --now crfs

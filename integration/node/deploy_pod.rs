@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -103,6 +104,8 @@ fn a_pod_installs_crfs_on_its_node_replaces_it_and_removes_it() {
     host.run("find /root/mounted -xdev -type f | head -n 300 | xargs -d '\\n' cat | wc -c");
     assert_eq!(host.run("ls /usr/local/lib/crfs | wc -l").trim(), "3");
 
+    restarts_for_another_configuration(&host, &config);
+
     // New containers do without at once; the rest waits for those that are there.
     let said = host.refuses(&pod("uninstall"));
     assert!(
@@ -122,6 +125,21 @@ fn a_pod_installs_crfs_on_its_node_replaces_it_and_removes_it() {
     assert_eq!(host.traces(), "");
     assert_eq!(host.run("systemctl --failed --plain --no-legend"), "");
     host.run(&pod("uninstall"));
+}
+
+/// A configuration that has changed alone holds too, also what no reload brings; the mount goes on.
+fn restarts_for_another_configuration(host: &Host, config: &Path) {
+    let before = host.server();
+    let metrics = "[metrics]\naddress = \"unix:/run/crfs/metrics.sock\"\n";
+    fs::write(config, metrics).unwrap();
+    let said = host.run(&pod("install"));
+    assert!(said.contains("wrote /etc/crfs/config.toml"), "{said}");
+    let after = host.server();
+    assert_ne!(after, before);
+    host.run("timeout 20 sh -c 'until test -S /run/crfs/metrics.sock; do sleep 0.1; done'");
+    host.run("ls /root/mounted && ! test -e /etc/crfs/config.toml.new");
+    host.run(&pod("install"));
+    assert_eq!(host.server(), after, "the same again");
 }
 
 fn manifest(name: &str) -> Value {
