@@ -179,6 +179,8 @@ fn the_manifests_run_the_script_as_it_wants_to_be_run() {
             "{\"privileged\": true}",
         );
         holds(pod, "/containers/0/args", "[\"stay\"]");
+        let kept = pod.pointer("/containers/0/volumeMounts");
+        assert_eq!(kept, None, "it would hold the node's mounts");
         let volumes = pod["volumes"].as_array().unwrap();
         for container in ["initContainers", "containers"].map(|kind| &pod[kind][0]) {
             let job = container["args"][0].as_str().unwrap();
