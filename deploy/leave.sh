@@ -13,18 +13,22 @@ crfs_users() {
 	"$crfs" layers --json 2>/dev/null | sed -n '/"image":/{s/.*"image": *"\([^"]*\)".*/\1/;h}; /"users": *[1-9]/{g;p}' | sort -u
 }
 
-# crfs_mounts ROOT: prints where overlays are mounted that stand on something below ROOT; they are there even if no daemon is.
+# crfs_mounts ROOT [OWN]: prints where overlays are mounted that stand on something below ROOT; they are there even if no daemon is.
+# Those with an upper folder of OWN, which are words, are left out.
 crfs_mounts() {
 	[ -r /proc/self/mountinfo ] || return 0
-	awk -v "top=dir=$1/" '$0 ~ / - overlay / && index($0, top) { print $5 }' /proc/self/mountinfo
+	# As a variable of its environment awk takes it as it is, with the backslashes that stand for spaces.
+	own=" ${2:-} " awk -v "top=dir=$1/" '$0 ~ / - overlay / && index($0, top) {
+		if (!match($0, /[ ,]upperdir=[^ ,]*/) || !index(ENVIRON["own"], " " substr($0, RSTART + 10, RLENGTH - 10) " ")) print $5
+	}' /proc/self/mountinfo
 }
 
-# crfs_leave [mounts]: fails, and says why, if anything still uses crfs. Otherwise takes back what `crfs setup` has written into
+# crfs_leave [mounts [OWN]]: fails, and says why, if anything still uses crfs. Otherwise takes back what `crfs setup` has written into
 # containerd's configuration, ends the daemon and unmounts the layers, which nothing uses. With `mounts` the daemon is not asked:
-# a containerd that does not know crfs any more cannot tell it which containers have gone.
+# a containerd that does not know crfs any more cannot tell it which containers have gone. OWN as above: the caller's own mounts.
 crfs_leave() {
 	root=$(crfs_root)
-	users=$(crfs_mounts "$root")
+	users=$(crfs_mounts "$root" "${2:-}") || return 1
 	[ "${1:-}" = mounts ] || users=$(crfs_users; echo "$users")
 	users=$(echo "$users" | sed '/^$/d')
 	if [ -n "$users" ]; then

@@ -108,25 +108,50 @@ install() {
 	say "installed"
 }
 
+# own_overlays: prints the upper folders of the overlays that this very pod stands on, its sandbox's too: those of all that runs in the
+# pod's network. They go with the pod, which stays until all else has gone.
+own_overlays() {
+	own=$(readlink /proc/self/ns/net)
+	# In the node's network everybody is.
+	[ "$own" != "$(readlink /proc/1/ns/net)" ] || return 0
+	for process in /proc/[0-9]*; do
+		if [ "$(readlink "$process/ns/net")" = "$own" ]; then
+			sed -n 's|^[^ ]* [^ ]* [^ ]* [^ ]* / .* - overlay .*[ ,]upperdir=\([^ ,]*\).*|\1|p' "$process/mountinfo" || true
+		fi
+	done 2>/dev/null | sort -u | tr '\n' ' '
+}
+
+# What the node's own shell does in the end: $1 is the pod's own overlays, $2 where the units are, $3 where the program is. That goes
+# after the root folder: until then another try finds what is left.
+# shellcheck disable=SC2016 # for that shell
+leave_node='
+crfs=$3/current
+root=$(crfs_root)
+if ! crfs_leave mounts "$1"; then
+	echo "crfs: the node keeps crfs until its containers have moved (kubectl drain); trying again later" >&2
+	exit 1
+fi
+systemctl --quiet disable crfs
+crfs_forget "$root"
+rm -rf "$2/crfs.service" "$2/crfs.service.d" /etc/crfs /run/crfs /usr/local/bin/crfs "$3"
+systemctl daemon-reload
+systemctl reset-failed crfs 2>/dev/null || true
+echo "crfs: removed"
+'
+
 uninstall() {
 	if [ ! -e "$host$library/current" ]; then
 		say "is not installed"
 		return
 	fi
-	root=$(on_host sh -c "crfs=$library/current; $(cat "$here/leave.sh"); crfs_root")
 	# First of all, so that pods which are made from now on do without crfs; this one too, when it is run again.
 	if [ -e "$host/etc/crfs/setup.json" ]; then
 		on_host "$library/current" setup --undo
 	fi
-	on_host sh -c "crfs=$library/current; $(cat "$here/leave.sh"); crfs_leave mounts" ||
-		die "the node keeps crfs until its containers have moved (kubectl drain); trying again later"
-	on_host systemctl --quiet disable crfs
-	rm -rf "$host$units/crfs.service" "$host$units/crfs.service.d" "$host$library" "$host/usr/local/bin/crfs"
-	on_host systemctl daemon-reload
-	on_host systemctl reset-failed crfs 2>/dev/null || true
-	on_host sh -c "$(cat "$here/leave.sh"); crfs_forget '$root'"
-	rm -rf "$host/etc/crfs" "$host/run/crfs"
-	say "removed"
+	# This pod's own files may be among those that go. So nothing of it is left to be run when they do: the node's shell takes the place of
+	# this one, with all that it needs. It sees the node's processes already; to enter their namespace nsenter would have to stay.
+	script="$(cat "$here/leave.sh")$leave_node"
+	exec nsenter --target 1 --mount --uts --ipc --net -- sh -euc "$script" sh "$(own_overlays)" "$units" "$library"
 }
 
 case ${1:-} in

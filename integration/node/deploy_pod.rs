@@ -41,8 +41,13 @@ fn make_pod(host: &Host, binary: &str) {
 
 /// The line of shell that runs the pod with this argument.
 fn pod(argument: &str) -> String {
+    pod_in("/root/pod", "--mount", argument)
+}
+
+/// The same with the pod's files in that folder, and in what else it does not share with the host.
+fn pod_in(folder: &str, unshared: &str, argument: &str) -> String {
     format!(
-        "unshare --mount sh -ec 'cd /root/pod; mount --bind /usr usr; mount --rbind / host; \
+        "unshare {unshared} sh -ec 'cd {folder}; mount --bind /usr usr; mount --rbind / host; \
          mount --bind /proc proc; mount --bind /dev dev; exec chroot . /crfs/node.sh {argument}'"
     )
 }
@@ -117,8 +122,7 @@ fn a_pod_installs_crfs_on_its_node_replaces_it_and_removes_it() {
     let said = host.refuses("ctr snapshot --snapshotter crfs ls");
     assert!(said.contains("crfs"), "{said}");
     host.run("umount /root/mounted");
-    let said = host.run(&pod("uninstall"));
-    assert!(said.contains("removed"), "{said}");
+    goes_though_it_stands_on_crfs(&host);
     host.refuses("grep -E ' - fuse[. ]|/var/lib/crfs' /proc/self/mountinfo");
     host.refuses("test -e /etc/containerd/config.toml");
     host.run("ctr version");
@@ -140,6 +144,19 @@ fn restarts_for_another_configuration(host: &Host, config: &Path) {
     host.run("ls /root/mounted && ! test -e /etc/crfs/config.toml.new");
     host.run(&pod("install"));
     assert_eq!(host.server(), after, "the same again");
+}
+
+/// A pod may itself stand on crfs, from before; that does not count, and it ends well though its files go.
+fn goes_though_it_stands_on_crfs(host: &Host) {
+    host.run(
+        "cd /var/lib/crfs && mkdir -p own/up own/work /root/own && \
+         mount -t overlay own -o lowerdir=/root/pod,upperdir=$PWD/own/up,workdir=$PWD/own/work /root/own",
+    );
+    let said = host.refuses(&pod("uninstall"));
+    assert!(said.contains("/root/own"), "another's: {said}");
+    let said = host.run(&pod_in("/root/own", "--mount --net", "uninstall"));
+    assert!(said.contains("removed"), "{said}");
+    host.run("umount /root/own");
 }
 
 fn manifest(name: &str) -> Value {
