@@ -343,7 +343,7 @@ fn fetch(tallies: &Tallies) -> Vec<Family> {
             (
                 "crfs_fetch_requests_active",
                 Kind::Gauge,
-                "Requests for parts of layers under way",
+                "Requests for parts of layers under way, without those of readers that nothing comes to",
             ),
             "class",
             &["reader", "background"],

@@ -2,11 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinHandle;
+
 use super::fakes::{Fault, layer};
 use super::tests::{node, plain, quiet, read, until};
 use super::*;
 use crate::blob::map::ChunkId;
 use crate::blob::read::{ReadAt as _, ReadError};
+use crate::blob::remote::Blob;
 use crate::registry::RangeSource as _;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -188,4 +191,89 @@ async fn the_background_waits_for_a_cache_that_keeps_nothing() {
     let most = source.size() * 2;
     assert!(source.sent() <= most, "{} of {most}", source.sent());
     assert!(source.asked().len() > asked, "it had come before");
+}
+
+/// Readers of every second chunk, the others being left to nobody.
+fn readers(blob: &Arc<Blob>, count: u32) -> Vec<(usize, JoinHandle<Result<Vec<u8>, ReadError>>)> {
+    let reader = |chunk| {
+        let blob = Arc::clone(blob);
+        let read = tokio::spawn(async move { read(&blob, chunk).await });
+        (chunk as usize, read)
+    };
+    (0..count).map(|number| reader(2 * number)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_does_not_answer_takes_no_connection_from_the_others() {
+    let config = Config {
+        max_connections_total: NonZeroU32::MIN.saturating_add(1),
+        readahead: ByteSize(0),
+        ..quiet()
+    };
+    let node = node(config, 64 << 20);
+    let members = plain(8, 50_000);
+    let (silent, silent_map) = layer(&members);
+    silent.script.lock().latency = Duration::from_secs(100);
+    let dead = Arc::new(node.blob(&silent, silent_map));
+    let waiting = readers(&dead, 4);
+    until("all connections to be taken", || silent.asked().len() == 2).await;
+    let members = plain(1, 70_000);
+    let (source, map) = layer(&members);
+    let blob = node.blob(&source, map);
+    assert!(read(&blob, 0).await.unwrap() == members[0][0]);
+    until("who stood behind", || silent.asked().len() == 4).await;
+    until("none to count", || node.fetcher.stats().requests_now == 0).await;
+    waiting.iter().for_each(|(_, reader)| reader.abort());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_falls_silent_takes_no_memory_from_the_others() {
+    let config = Config {
+        memory: ByteSize(256 << 10),
+        readahead: ByteSize(0),
+        ..quiet()
+    };
+    let node = node(config, 64 << 20);
+    // Each takes all of the memory.
+    let members = plain(6, 100_000);
+    let (silent, silent_map) = layer(&members);
+    silent.script.lock().stops_after = Some(60_000);
+    let falls_silent = Arc::new(node.blob(&silent, silent_map));
+    let waiting = readers(&falls_silent, 3);
+    until("all to be asked", || silent.asked().len() == 3).await;
+    until("a piece", || silent.sent() > 50_000).await;
+    let others = plain(1, 70_000);
+    let (source, map) = layer(&others);
+    let blob = node.blob(&source, map);
+    assert!(read(&blob, 0).await.unwrap() == others[0][0]);
+    silent.script.lock().stops_after = None;
+    for (chunk, reader) in waiting {
+        assert!(reader.await.unwrap().unwrap() == members[chunk][0]);
+    }
+    let again = silent.asked().len() - 3;
+    assert!((1..=3).contains(&again), "{again} given up and asked again");
+    until("all to be given back", || {
+        node.fetcher.stats().in_flight == 0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_stops_for_a_while_is_not_fetched_twice_unless_memory_is_short() {
+    let node = node(quiet(), 64 << 20);
+    let members = plain(4, 20_000);
+    let (source, map) = layer(&members);
+    source.script.lock().stops_after = Some(48 << 10);
+    let blob = node.blob(&source, map);
+    let all: Vec<_> = (0..4).map(ChunkId).collect();
+    blob.prefetch(&all);
+    until("two and a half", || source.sent() == 48 << 10).await;
+    // What came as a whole is not kept back with what did not.
+    assert!(read(&blob, 0).await.unwrap() == members[0][0]);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    source.script.lock().stops_after = None;
+    for (chunk, member) in (0..).zip(&members) {
+        assert!(read(&blob, chunk).await.unwrap() == member[0]);
+    }
+    assert_eq!(source.asked().len(), 1);
 }

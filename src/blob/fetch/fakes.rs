@@ -26,11 +26,16 @@ pub(super) enum Fault {
     Garble,
 }
 
+/// What an answer brings at a time.
+const PIECE: usize = 16 << 10;
+
 #[derive(Default)]
 pub(super) struct Script {
     pub latency: Duration,
-    /// Time that each piece of 16 KiB takes.
+    /// Time that each [`PIECE`] takes.
     pub per_piece: Duration,
+    /// While it is set, so many bytes of each answer come and no more.
+    pub stops_after: Option<usize>,
     pub faults: VecDeque<Fault>,
     /// Once the faults are used up: for ever.
     pub always: Option<Fault>,
@@ -92,14 +97,19 @@ impl RangeSource for FakeSource {
                 return Err(Error::Protocol("refused".into()));
             }
             let body = Bytes::from(body);
-            let pieces = (0..body.len()).step_by(16 << 10);
+            let pieces = (0..body.len()).step_by(PIECE);
             let pieces: Vec<_> = pieces
-                .map(|at| Ok(body.slice(at..body.len().min(at + (16 << 10)))))
+                .map(|at| Ok(body.slice(at..body.len().min(at + PIECE))))
                 .chain(end)
                 .collect();
-            let stream = futures::stream::iter(pieces).then(move |piece| {
+            let pieces = (0..).step_by(PIECE).zip(pieces);
+            let stream = futures::stream::iter(pieces).then(move |(at, piece)| {
                 let script = Arc::clone(&script);
                 async move {
+                    let stops = || script.lock().stops_after.is_some_and(|after| at >= after);
+                    while stops() {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
                     let delay = script.lock().per_piece;
                     if !delay.is_zero() {
                         tokio::time::sleep(delay).await;

@@ -22,6 +22,7 @@ use crate::blob::cache::Key;
 use crate::blob::fetch::Fetcher;
 use crate::blob::fetch::ahead::ReadAhead;
 use crate::blob::fetch::flight::{Join, Outcome};
+use crate::blob::fetch::limit::Connection;
 use crate::blob::fetch::near::Near;
 use crate::blob::fetch::plan::{Claim, Class, Plan, Room, Segment, SegmentId, View};
 use crate::blob::fetch::stream::Receiver;
@@ -324,8 +325,13 @@ impl Layer {
     }
 
     /// Brings one segment.
-    pub(super) async fn run(self: &Arc<Self>, segment: Segment, asked: Asked) {
-        let mut receiver = Receiver::new(self, &segment, asked);
+    pub(super) async fn run(
+        self: &Arc<Self>,
+        segment: Segment,
+        asked: Asked,
+        connection: Option<Connection>,
+    ) {
+        let mut receiver = Receiver::new(self, &segment, asked, connection);
         let (class, began) = (segment.class, Instant::now());
         let result = self.cancel.run_until_cancelled(receiver.run()).await;
         let (blob, members, took) = (self.source.digest(), &segment.members, began.elapsed());
@@ -421,11 +427,11 @@ impl Layer {
         let mut preferred = None;
         loop {
             let wishes = self.wishes.notified();
-            let connection = self.fetcher.connections.acquire().await;
+            let connection = Connection::of(&self.fetcher.connections).await;
             let next = self.next_step();
             drop(preferred.take());
             match next {
-                Step::Run(segment, asked) => self.run(segment, asked).await,
+                Step::Run(segment, asked) => self.run(segment, asked, Some(connection)).await,
                 Step::Wait => {
                     drop(connection);
                     preferred = Some(window.wait(wishes).await);

@@ -1,11 +1,11 @@
-//! The background's brakes: a rate limit, and giving way to what is more pressing.
+//! The background's brakes, a rate limit and giving way to what is more pressing; and all others' one, the number of requests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 /// How much of a second's budget may be spent at once.
@@ -99,6 +99,35 @@ impl Drop for Arriving {
     }
 }
 
+/// One of the requests that there may be at a time. It does not count while nothing comes: one dead registry must not keep the
+/// others' from being asked. Where it comes to life again and all are taken there is one more, until one ends.
+pub(super) struct Connection {
+    all: Arc<Semaphore>,
+    held: Option<OwnedSemaphorePermit>,
+}
+
+impl Connection {
+    /// Waits for one of `all`.
+    pub(super) async fn of(all: &Arc<Semaphore>) -> Self {
+        Self {
+            held: Arc::clone(all).acquire_owned().await.ok(),
+            all: Arc::clone(all),
+        }
+    }
+
+    /// Nothing comes: another may have it.
+    pub(super) fn let_go(&mut self) {
+        self.held = None;
+    }
+
+    /// Something comes: it counts again, if there is one left.
+    pub(super) fn take_up(&mut self) {
+        if self.held.is_none() {
+            self.held = Arc::clone(&self.all).try_acquire_owned().ok();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,5 +167,22 @@ mod tests {
         let start = Instant::now();
         way.give(SHORT).await;
         assert!(start.elapsed() < SHORT);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_nothing_comes_to_does_not_count_until_something_does() {
+        let all = Arc::new(Semaphore::new(1));
+        let mut stalled = Connection::of(&all).await;
+        stalled.let_go();
+        let other = Connection::of(&all).await;
+        stalled.take_up();
+        assert_eq!(all.available_permits(), 0);
+        drop(other);
+        assert_eq!(all.available_permits(), 1, "it was one more");
+        stalled.take_up();
+        stalled.take_up();
+        assert_eq!(all.available_permits(), 0);
+        drop(stalled);
+        assert_eq!(all.available_permits(), 1);
     }
 }

@@ -8,7 +8,7 @@
 //! Promises: what a waiter gets is verified (or never can be: legacy stargz); content is asked for
 //! once however many wait; a blocked reader comes before read-ahead, that before the prefetch
 //! list, that before the background; bytes in flight are bounded by `memory`; nothing is asked for
-//! after a layer was closed.
+//! after a layer was closed; a silent registry keeps nobody waiting for another's content for more than moments.
 
 mod ahead;
 mod along;
@@ -75,7 +75,7 @@ pub struct Config {
     pub rate_limit: ByteSize,
     /// Most requests at a time for one layer, the background's not counted. Default 8.
     pub max_connections: NonZeroU32,
-    /// Most requests at a time for all layers, the background's not counted. Default 24.
+    /// Most requests at a time for all layers, the background's not counted, nor those that nothing comes to. Default 24.
     pub max_connections_total: NonZeroU32,
     /// Most requests at a time of the background. Default 4.
     pub background_connections: NonZeroU32,
@@ -279,7 +279,7 @@ impl Fetcher {
                 Turn::Wait => self.window.wait_spare().await,
                 Turn::Bring(layer, segment, asked) => {
                     let bytes = asked.bytes();
-                    layer.run(segment, asked).await;
+                    layer.run(segment, asked, None).await;
                     self.background.lock().under_way -= 1;
                     // A reader may have taken the end out of it, after all else was asked for.
                     if layer.has_rest() {

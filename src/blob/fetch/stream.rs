@@ -1,4 +1,7 @@
 //! One request: asks for a segment's range and cuts what arrives into members.
+//!
+//! One that nothing comes to takes nothing from the others: neither room in the window, nor a connection, nor memory that they
+//! wait for. What it had received of a member is then given up, and asked for again should the registry come back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,13 +9,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::blob::fetch::decode::Job;
 use crate::blob::fetch::layer::Layer;
+use crate::blob::fetch::limit::Connection;
 use crate::blob::fetch::plan::{Class, Segment};
 use crate::blob::fetch::window::Asked;
-use crate::blob::map::MemberId;
+use crate::blob::map::{Member, MemberId};
 use crate::blob::read::ReadError;
 use crate::blob::stats::Counters;
 use crate::registry::ByteStream;
@@ -25,6 +29,8 @@ const BATCH: u64 = 128 << 10;
 const STALL: Duration = Duration::from_secs(1);
 /// The same of what could come, and is not taken for lack of memory: longer than decoding a few members takes.
 const HELD: Duration = Duration::from_millis(100);
+/// How often a request gives up what it has of a member: a link that stops now and then must get it through in the end.
+const GIVEN_UP: u32 = 3;
 
 /// A segment while it is received.
 pub(super) struct Receiver<'a> {
@@ -32,6 +38,8 @@ pub(super) struct Receiver<'a> {
     segment: &'a Segment,
     /// What has not come yet.
     asked: Asked,
+    /// None for the background, whose requests are counted elsewhere.
+    connection: Option<Connection>,
     stream: Option<ByteStream>,
     /// When it was asked for, until the answer begins.
     waiting: Option<Instant>,
@@ -43,16 +51,24 @@ pub(super) struct Receiver<'a> {
     batched: u64,
     /// Whether what is in `batch` takes of the readers' memory, though none waits for it.
     is_borrowed: bool,
+    /// How often what had come of a member was given up.
+    given_up: u32,
     /// The first member that was not received.
     pub received: u32,
 }
 
 impl<'a> Receiver<'a> {
-    pub(super) fn new(layer: &'a Arc<Layer>, segment: &'a Segment, asked: Asked) -> Self {
+    pub(super) fn new(
+        layer: &'a Arc<Layer>,
+        segment: &'a Segment,
+        asked: Asked,
+        connection: Option<Connection>,
+    ) -> Self {
         Self {
             layer,
             segment,
             asked,
+            connection,
             stream: None,
             waiting: None,
             left: Bytes::new(),
@@ -60,6 +76,7 @@ impl<'a> Receiver<'a> {
             batch: job(layer),
             batched: 0,
             is_borrowed: false,
+            given_up: 0,
             received: segment.members.start,
         }
     }
@@ -72,24 +89,10 @@ impl<'a> Receiver<'a> {
     }
 
     async fn receive(&mut self) -> Result<(), ReadError> {
-        let Some(last) = self.segment.members.clone().next_back() else {
-            return Ok(());
-        };
-        let place = |member| self.layer.map.member(MemberId(member));
-        let (Some(first), Some(last)) = (place(self.segment.members.start), place(last)) else {
+        let Some(first) = self.layer.map.member(MemberId(self.segment.members.start)) else {
             return Err(self.layer.failed("the index has no such member"));
         };
-        let range = first.offset..last.offset.saturating_add(last.len);
-        if range.is_empty() || range.end > self.layer.source.size() {
-            return Err(self.layer.failed("the index points beyond the blob"));
-        }
-        self.at = range.start;
-        Counters::add(&self.layer.counters.requests, 1);
-        self.layer.fetcher().tally.request(self.segment.class);
-        self.waiting = Some(Instant::now());
-        let answer = self.layer.source.range(range);
-        let answer = unless_stalled(STALL, answer, || self.asked.give_up()).await;
-        self.stream = Some(answer.map_err(|e| self.layer.refused(e))?);
+        self.ask(first.offset).await?;
         let is_list = self.segment.class == Class::List;
         let _arriving = is_list.then(|| self.layer.fetcher().lists.enter());
         for member in self.segment.members.clone() {
@@ -102,34 +105,43 @@ impl<'a> Receiver<'a> {
         Ok(())
     }
 
+    /// Asks for the segment from `start` on.
+    async fn ask(&mut self, start: u64) -> Result<(), ReadError> {
+        let (layer, members) = (self.layer, &self.segment.members);
+        let last = members.clone().next_back();
+        let Some(last) = last.and_then(|last| layer.map.member(MemberId(last))) else {
+            return Err(layer.failed("the index has no such member"));
+        };
+        let range = start..last.offset.saturating_add(last.len);
+        if range.is_empty() || range.end > layer.source.size() {
+            return Err(layer.failed("the index points beyond the blob"));
+        }
+        (self.at, self.left) = (start, Bytes::new());
+        Counters::add(&layer.counters.requests, 1);
+        layer.fetcher().tally.request(self.segment.class);
+        self.waiting = Some(Instant::now());
+        let answer = layer.source.range(range);
+        let answer = unless_stalled(STALL, answer, || self.stalled()).await;
+        self.stream = Some(answer.map_err(|e| layer.refused(e))?);
+        Ok(())
+    }
+
     async fn member(&mut self, member: u32) -> Result<(), ReadError> {
         let Some(place) = self.layer.map.member(MemberId(member)) else {
             return Err(self.layer.failed("the index has no such member"));
         };
-        let fetcher = self.layer.fetcher();
         let most = place.len.saturating_add(place.inflated);
         if self.batched + most > BATCH {
             self.submit();
         }
-        let permit = match fetcher.try_reserve(self.segment.class, most) {
-            Some(permit) => Some(permit),
-            None => {
-                // Who waits for budget must hold none, or two could wait for each other.
-                self.submit();
-                self.reserve(member, most).await
+        let (pieces, permit) = loop {
+            let permit = self.room(member, most).await;
+            if let Some(pieces) = self.pieces(&place, permit.as_ref()).await? {
+                break (pieces, permit);
             }
+            drop(permit);
+            self.resume(&place).await?;
         };
-        while self.at < place.offset {
-            let skipped = self.take(place.offset - self.at).await?;
-            drop(skipped);
-        }
-        let mut pieces = Vec::new();
-        let mut missing = place.len;
-        while missing > 0 {
-            let piece = self.take(missing).await?;
-            missing -= piece.len() as u64;
-            pieces.push(piece);
-        }
         self.batch.members.push((member, pieces));
         self.batch.permits.extend(permit);
         self.batched += most;
@@ -141,6 +153,52 @@ impl<'a> Receiver<'a> {
             self.submit();
         }
         Ok(())
+    }
+
+    /// The memory for a member of `bytes`.
+    async fn room(&mut self, member: u32, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let fetcher = self.layer.fetcher();
+        match fetcher.try_reserve(self.segment.class, bytes) {
+            Some(permit) => Some(permit),
+            None => {
+                // Who waits for budget must hold none, or two could wait for each other.
+                self.submit();
+                self.reserve(member, bytes).await
+            }
+        }
+    }
+
+    /// What a member consists of. None if it stopped coming, and others wait for the memory that `room` holds.
+    async fn pieces(
+        &mut self,
+        place: &Member,
+        room: Option<&OwnedSemaphorePermit>,
+    ) -> Result<Option<Vec<Bytes>>, ReadError> {
+        let mut pieces = Vec::new();
+        let end = place.offset.saturating_add(place.len);
+        while self.at < end {
+            let may_give_up = pieces.is_empty() || self.given_up < GIVEN_UP;
+            if !self.fill(room.filter(|_| may_give_up)).await? {
+                return Ok(None);
+            }
+            if self.at < place.offset {
+                drop(self.take(place.offset - self.at));
+            } else {
+                pieces.push(self.take(end - self.at));
+            }
+        }
+        Ok(Some(pieces))
+    }
+
+    /// Waits, without memory, until something comes again, and asks again for what was given up.
+    async fn resume(&mut self, place: &Member) -> Result<(), ReadError> {
+        self.is_borrowed = false;
+        self.fill(None).await?;
+        if self.at <= place.offset {
+            return Ok(());
+        }
+        self.given_up += 1;
+        self.ask(place.offset).await
     }
 
     /// Waits until `bytes` more may be in flight. Where the background's share is used up by what is decoded last, the segment
@@ -159,12 +217,19 @@ impl<'a> Receiver<'a> {
         permit
     }
 
-    /// The next bytes, at least one and at most `most`.
-    async fn take(&mut self, most: u64) -> Result<Bytes, ReadError> {
+    /// Waits until there are bytes to take; false if none came for long, and others wait for the memory that `room` holds.
+    async fn fill(&mut self, room: Option<&OwnedSemaphorePermit>) -> Result<bool, ReadError> {
         while self.left.is_empty() {
             let next = match &mut self.stream {
-                Some(stream) => unless_stalled(STALL, stream.next(), || self.asked.give_up()).await,
-                None => None,
+                Some(stream) => timeout(STALL, stream.next()).await,
+                None => Ok(None),
+            };
+            let Ok(next) = next else {
+                self.stalled();
+                if room.is_some_and(is_wanted) {
+                    return Ok(false);
+                }
+                continue;
             };
             let piece = match next {
                 Some(piece) => piece.map_err(|error| self.layer.refused(error))?,
@@ -176,15 +241,28 @@ impl<'a> Receiver<'a> {
                 self.asked.began(waiting.elapsed(), &self.layer.delays);
             }
             self.asked.arrived(piece.len());
+            self.connection.iter_mut().for_each(Connection::take_up);
             fetcher.tally.received(self.segment.class, piece.len());
             self.left = piece;
         }
-        let len = self
-            .left
-            .len()
-            .min(usize::try_from(most).unwrap_or(usize::MAX));
+        Ok(true)
+    }
+
+    /// Of what is there, at most `most` bytes.
+    fn take(&mut self, most: u64) -> Bytes {
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        let len = self.left.len().min(most);
         self.at += len as u64;
-        Ok(self.left.split_to(len))
+        self.left.split_to(len)
+    }
+
+    /// Nothing comes: others may have what this request holds.
+    fn stalled(&mut self) {
+        self.asked.give_up();
+        self.connection.iter_mut().for_each(Connection::let_go);
+        if !self.batch.members.is_empty() {
+            self.submit();
+        }
     }
 
     /// Hands on what has been received.
@@ -203,6 +281,11 @@ impl<'a> Receiver<'a> {
     }
 }
 
+/// Whether others wait for memory: who does takes all there is meanwhile.
+fn is_wanted(memory: &OwnedSemaphorePermit) -> bool {
+    memory.semaphore().available_permits() == 0
+}
+
 /// Waits for what is to come; `stalled` is told once nothing has for so long.
 async fn unless_stalled<T>(
     long: Duration,
@@ -210,7 +293,7 @@ async fn unless_stalled<T>(
     stalled: impl FnOnce(),
 ) -> T {
     tokio::pin!(coming);
-    match tokio::time::timeout(long, &mut coming).await {
+    match timeout(long, &mut coming).await {
         Ok(came) => came,
         Err(_) => {
             stalled();
