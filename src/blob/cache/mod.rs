@@ -307,7 +307,7 @@ impl Cache {
             self.index.put(key.short(), place, 0);
         });
         // Nothing of what cannot be read may be taken for held.
-        let (end, sealed) = listed.inspect_err(|_| _ = self.index.remove_pack(id))?;
+        let (end, sealed) = listed.inspect_err(|_| self.index.remove_pack(id))?;
         let store = Store::Pack(Arc::clone(&pack));
         self.packs.write().insert(id, store.clone());
         if sealed {

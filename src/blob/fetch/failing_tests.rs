@@ -193,8 +193,10 @@ async fn the_background_waits_for_a_cache_that_keeps_nothing() {
     assert!(source.asked().len() > asked, "it had come before");
 }
 
+type Read = Result<Vec<u8>, ReadError>;
+
 /// Readers of every second chunk, the others being left to nobody.
-fn readers(blob: &Arc<Blob>, count: u32) -> Vec<(usize, JoinHandle<Result<Vec<u8>, ReadError>>)> {
+fn readers(blob: &Arc<Blob>, count: u32) -> Vec<(usize, JoinHandle<Read>)> {
     let reader = |chunk| {
         let blob = Arc::clone(blob);
         let read = tokio::spawn(async move { read(&blob, chunk).await });

@@ -4,6 +4,7 @@
 //! `attempts` alone. None is held across an await. A flight begins, and fails, under the lock of the plan in which its member is
 //! queued, or stops flying: in between it would look as if nobody had asked, and be asked for twice.
 
+mod background;
 mod failed;
 
 use std::collections::HashMap;
@@ -33,9 +34,6 @@ use crate::blob::stats::{Counters, LayerStats};
 use crate::blob::whole::WholeFiles;
 use crate::registry::{self, RangeSource};
 
-/// Share of the cache that the background of one layer may fill: a layer that is larger than the
-/// cache must not evict its own start for its end.
-const BACKGROUND_SHARE: (u64, u64) = (3, 4);
 /// How often a waiter tries again without having been told an error (content that was evicted or
 /// found damaged before it could be loaded, leaders of other layers that failed).
 const TRIES: u32 = 16;
@@ -64,9 +62,6 @@ pub(in crate::blob) struct Layer {
     /// Failures of the background in a row; it rests while this has its top bit set.
     failures: AtomicU32,
 }
-
-/// Set in `failures` while the background rests.
-const RESTING: u32 = 1 << 31;
 
 /// What a task that works on the queues does next.
 enum Step {
@@ -109,15 +104,6 @@ impl Layer {
 
     pub(in crate::blob) fn fetcher(&self) -> &Arc<Fetcher> {
         &self.fetcher
-    }
-
-    /// Gives the background all that is missing.
-    pub(in crate::blob) fn start_background(self: &Arc<Self>) {
-        if self.fetcher.config.background {
-            let members = self.map.member_count();
-            self.plan.lock().rest.add(0..members);
-            self.fetcher.add_background(self);
-        }
     }
 
     /// Asks for nothing more and tells all who wait.
@@ -280,39 +266,6 @@ impl Layer {
             members: self.map.member_count().into(),
             ..self.counters.snapshot()
         }
-    }
-
-    /// The next segment for the background, unless there is none or it rests.
-    pub(super) fn claim_background(self: &Arc<Self>, cache: u64) -> Option<(Segment, Asked)> {
-        let resting = self.failures.load(Ordering::Relaxed) & RESTING != 0;
-        if resting || self.cancel.is_cancelled() {
-            return None;
-        }
-        if self.fetcher.cache.is_paused() {
-            self.rest_background();
-            return None;
-        }
-        let mut plan = self.plan.lock();
-        let most = cache / BACKGROUND_SHARE.1 * BACKGROUND_SHARE.0;
-        if self.background.load(Ordering::Relaxed) >= most {
-            plan.rest.clear();
-            return None;
-        }
-        let part = self.fetcher.window.part().min(self.fetcher.rate.part());
-        let segment = plan.claim_rest(part, &self.view(&|member| self.missing(member)))?;
-        let asked = self.ask(&segment);
-        let inflated = segment
-            .members
-            .clone()
-            .filter_map(|member| self.map.member(MemberId(member)));
-        let inflated = inflated.map(|member| member.inflated).sum();
-        self.background.fetch_add(inflated, Ordering::Relaxed);
-        Some((segment, asked))
-    }
-
-    /// Whether the background has something left to ask for.
-    pub(super) fn has_rest(&self) -> bool {
-        self.plan.lock().rest.first().is_some()
     }
 
     /// Counts a segment as under way.

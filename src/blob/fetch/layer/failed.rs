@@ -2,19 +2,13 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use crate::blob::cache::Key;
-use crate::blob::fetch::layer::{Layer, RESTING};
+use crate::blob::fetch::layer::Layer;
 use crate::blob::fetch::plan::{Class, Segment};
 use crate::blob::map::MemberId;
 use crate::blob::read::ReadError;
 use crate::blob::stats::Counters;
-
-/// How long the background of a layer rests after a failure, doubling.
-const FIRST_REST: Duration = Duration::from_secs(1);
-const LONGEST_REST: Duration = Duration::from_secs(60);
 
 impl Layer {
     /// A request has ended: tells the readers of what it did not bring, if it failed, and yields that.
@@ -39,30 +33,6 @@ impl Layer {
             self.plan.lock().rest.add(lost);
             self.rest_background();
         }
-    }
-
-    /// Lets the background try again later.
-    pub(super) fn rest_background(self: &Arc<Self>) {
-        let before = self.failures.fetch_or(RESTING, Ordering::Relaxed);
-        if before & RESTING != 0 {
-            return;
-        }
-        let rest = FIRST_REST
-            .saturating_mul(1 << before.min(16))
-            .min(LONGEST_REST);
-        let layer = Arc::clone(self);
-        self.fetcher.runtime.spawn(async move {
-            let slept = layer
-                .cancel
-                .run_until_cancelled(tokio::time::sleep(rest))
-                .await;
-            layer
-                .failures
-                .store(before.saturating_add(1).min(16), Ordering::Relaxed);
-            if slept.is_some() {
-                layer.fetcher.add_background(&layer);
-            }
-        });
     }
 
     /// A member that was not as promised: yields what its readers are told once it has been asked for often enough.
