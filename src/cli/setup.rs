@@ -17,20 +17,22 @@ use crate::setup::verify::{self, Trial};
 #[command(after_help = "\
 Examples:
   crfs setup --dry-run                 show what would be changed, as a diff
-  crfs setup                           change it, restart containerd, try it; on a failure all is taken back
+  crfs setup                           change it, restart containerd, try it; a change that fails is taken back
   crfs setup --cri                     pods get their images by crfs as well
   crfs setup --verify                  only try it: an image of this program's own is pulled lazily and read
   crfs setup --undo                    take back what was changed, and restart containerd
 
 What is new goes into conf.d/crfs.toml beside containerd's configuration; a section that is there already is
-completed where it stands. crfs has to run (crfs doctor says whether it does). Containers are not restarted.")]
+completed where it stands. What failed is taken back alone, an earlier crfs setup stays. --undo takes back all, or
+nothing if somebody else has changed a file since: it then shows what to remove by hand. crfs has to run (crfs
+doctor says whether it does). Containers are not restarted.")]
 pub(super) struct Args {
     #[command(flatten)]
     which: Which,
     /// Show the changes, make none
     #[arg(long, conflicts_with_all = ["undo", "verify"])]
     dry_run: bool,
-    /// Take back what an earlier crfs setup has changed
+    /// Take back what every earlier crfs setup has changed
     #[arg(long, conflicts_with = "verify")]
     undo: bool,
     /// Change nothing, only try it
@@ -101,7 +103,7 @@ pub(super) fn run(args: Args) -> Outcome {
     if args.dry_run {
         return Ok(ExitCode::SUCCESS);
     }
-    apply::apply(&edits, &args.journal)?;
+    let applied = apply::apply(edits, &args.journal)?;
     if args.no_restart {
         out::line(format_args!(
             "written; restart containerd, then crfs setup --verify tries it"
@@ -110,7 +112,7 @@ pub(super) fn run(args: Args) -> Outcome {
     }
     let tried = args.restart().and_then(|()| args.try_it(&trial));
     tried.or_else(|error| {
-        apply::undo(&args.journal)?;
+        applied.take_back()?;
         args.restart()?;
         Err(format!("{error}; all changes were taken back").into())
     })
