@@ -145,6 +145,12 @@ impl Containerd {
                 "containerd",
                 "disable_snapshot_annotations",
             ][..],
+            &[
+                "plugins",
+                "cri",
+                "containerd",
+                "disable_snapshot_annotations",
+            ][..],
         ];
         let by_cri = cri
             .into_iter()
@@ -176,7 +182,9 @@ impl Containerd {
         };
         if !has("crfs") {
             return Some(Flaw {
-                is_harmless: self.at(&["plugins", "io.containerd.grpc.v1.cri"]).is_some(),
+                is_harmless: ["io.containerd.grpc.v1.cri", "cri"]
+                    .into_iter()
+                    .any(|name| self.at(&["plugins", name]).is_some()),
                 ..flaw(
                     "no unpack_config of the transfer service names crfs: ctr image pull --snapshotter crfs fails",
                     "crfs setup writes it (crfs setup --dry-run shows it first)",

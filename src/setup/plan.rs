@@ -17,10 +17,11 @@ use crate::setup::containerd::{self, Containerd};
 
 /// The plugin that `ctr image pull` and, from 2.1 on, the CRI pull by.
 const TRANSFER: &str = "io.containerd.transfer.v1.local";
-/// The CRI's settings for images, in files of version 3 and before.
-const CRI: [&[&str]; 2] = [
+/// The CRI's settings for images, in files of version 3, 2 and 1.
+const CRI: [&[&str]; 3] = [
     &["plugins", "io.containerd.cri.v1.images"],
     &["plugins", "io.containerd.grpc.v1.cri", "containerd"],
+    &["plugins", "cri", "containerd"],
 ];
 
 /// What is wanted.
@@ -102,7 +103,7 @@ pub fn plan(wish: &Wish) -> Result<Vec<Edit>, Error> {
     let mut files = Files::open(&read)?;
     let format = files.format(wish);
     let drop_in = drop_in_path(&wish.file);
-    files.ensure(&drop_in, &format!("version = {format}\n"))?;
+    files.ensure(&drop_in, &heading(format))?;
     for (path, fill) in wanted(wish, format) {
         let at = files.holder(&path).unwrap_or_else(|| drop_in.clone());
         let document = files.document(&at)?;
@@ -119,6 +120,17 @@ pub fn drop_in_path(file: &Path) -> PathBuf {
     folder.join("conf.d/crfs.toml")
 }
 
+/// What a file of a version begins with.
+///
+/// One of version 1 says none: containerd 1.7 takes the highest of all files, and with any other refuses
+/// names that only version 1 knows, like the `disabled_plugins = ["cri"]` of Docker's package.
+fn heading(format: i64) -> String {
+    match format {
+        ..2 => String::new(),
+        _ => format!("version = {format}\n"),
+    }
+}
+
 /// Fills a section; the key that is in the way if it cannot.
 type Fill = fn(&mut DocumentMut, &Wish) -> Result<(), String>;
 
@@ -133,7 +145,8 @@ fn wanted(wish: &Wish, format: i64) -> Vec<(Vec<&'static str>, Fill)> {
     if wish.cri {
         match format {
             3.. => wanted.push((CRI[0].to_vec(), cri_images)),
-            _ => wanted.push((CRI[1].to_vec(), cri_before)),
+            2 => wanted.push((CRI[1].to_vec(), |document, _| cri_before(document, CRI[1]))),
+            _ => wanted.push((CRI[2].to_vec(), |document, _| cri_before(document, CRI[2]))),
         }
     }
     wanted
@@ -196,8 +209,8 @@ fn cri_images(document: &mut DocumentMut, _: &Wish) -> Result<(), String> {
     Ok(())
 }
 
-fn cri_before(document: &mut DocumentMut, _: &Wish) -> Result<(), String> {
-    let images = section(document, CRI[1])?;
+fn cri_before(document: &mut DocumentMut, path: &[&str]) -> Result<(), String> {
+    let images = section(document, path)?;
     set(images, "snapshotter", "crfs");
     set(images, "disable_snapshot_annotations", false);
     Ok(())
@@ -305,30 +318,36 @@ impl Files {
         files.find(holds).map(|file| file.path.clone())
     }
 
-    /// The version that the main file has, or the newest that this containerd knows.
+    /// The version that containerd takes the files to be of, or the newest that it knows if there are none.
     fn format(&self, wish: &Wish) -> i64 {
+        let version = |file: &OpenFile| file.document.get("version")?.as_integer();
         let main = self.0.iter().find(|file| file.path == wish.file);
-        let version = main.and_then(|file| file.document.get("version")?.as_integer());
-        match version {
+        let is_empty = main.is_none_or(|file| file.document.is_empty());
+        if wish.version.0 < 2 {
+            let highest = self.0.iter().filter_map(version).max();
+            return highest.unwrap_or(if is_empty { 2 } else { 1 });
+        }
+        match main.and_then(version) {
             Some(version) => version,
-            // A file without a version is one of the first.
-            None if main.is_some_and(|file| !file.document.is_empty()) => 2,
-            None if wish.version.0 >= 2 => 3,
+            None if is_empty => 3,
+            // Each file is brought up to date by itself.
             None => 2,
         }
     }
 
     /// Sees to it that the main file imports the drop-in, if that is needed and not so.
     fn import(&mut self, wish: &Wish, drop_in: &Path, format: i64) -> Result<(), Error> {
+        let says_something =
+            |file: &OpenFile| file.document.iter().any(|(key, _)| key != "version");
         let is_used = self
             .0
             .iter()
-            .any(|file| file.path == drop_in && file.document.iter().count() > 1);
+            .any(|file| file.path == drop_in && says_something(file));
         if !is_used {
             self.0.retain(|file| file.path != drop_in);
             return Ok(());
         }
-        self.ensure(&wish.file, &format!("version = {format}\n"))?;
+        self.ensure(&wish.file, &heading(format))?;
         let file = self.document(&wish.file)?;
         let is_imported =
             containerd::imports(&wish.file, &file.to_string().parse().unwrap_or_default());

@@ -170,3 +170,33 @@ fn pods_get_crfs_by_the_section_of_the_file_s_version() {
     let odd = Bed::new(Some("version = 3\n[proxy_plugins]\ncrfs = 7\n"), (2, 1));
     assert!(plan(&odd.wish).is_err());
 }
+
+#[test]
+fn a_file_without_a_version_keeps_being_of_version_1_for_a_containerd_that_takes_it_so() {
+    let docker = "disabled_plugins = [\"cri\"]\n";
+    let drop_in = |main: &str, version| {
+        let mut bed = Bed::new(Some(main), version);
+        bed.wish.cri = true;
+        let edits = bed.apply();
+        let drop_in = edits
+            .iter()
+            .find(|edit| edit.path.ends_with("conf.d/crfs.toml"));
+        (bed, drop_in.unwrap().after.clone())
+    };
+    for main in [docker, "version = 1\n[grpc]\n  gid = 1\n"] {
+        let (bed, text) = drop_in(main, (1, 7));
+        assert!(!text.contains("version"), "{text}");
+        assert!(text.contains("[proxy_plugins.crfs]") && text.contains("[plugins.cri.containerd]"));
+        let main = std::fs::read_to_string(&bed.wish.file).unwrap();
+        assert!(main.contains("imports = "), "{main}");
+    }
+    let other = "imports = [\"other.toml\"]\n[grpc]\n  gid = 1\n";
+    let bed = Bed::new(Some(other), (1, 7));
+    std::fs::write(bed.folder.path().join("other.toml"), "version = 2\n").unwrap();
+    let text = bed.apply().remove(1).after;
+    assert!(text.starts_with("version = 2\n"), "of all files: {text}");
+    for (main, version) in [("", (1, 7)), (docker, (2, 1))] {
+        let text = drop_in(main, version).1;
+        assert!(text.starts_with("version = 2\n"), "{main}: {text}");
+    }
+}
