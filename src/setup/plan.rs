@@ -17,12 +17,12 @@ use crate::setup::containerd::{self, Containerd};
 
 /// The plugin that `ctr image pull` and, from 2.1 on, the CRI pull by.
 const TRANSFER: &str = "io.containerd.transfer.v1.local";
-/// The CRI's settings for images, in files of version 3, 2 and 1.
-const CRI: [&[&str]; 3] = [
-    &["plugins", "io.containerd.cri.v1.images"],
-    &["plugins", "io.containerd.grpc.v1.cri", "containerd"],
-    &["plugins", "cri", "containerd"],
-];
+/// The CRI's settings for images.
+const CRI: &str = "io.containerd.cri.v1.images";
+/// The CRI's settings before containerd 2.
+const OLD_CRI: &str = "io.containerd.grpc.v1.cri";
+/// The same in files of version 1.
+const FIRST_CRI: &str = "cri";
 
 /// What is wanted.
 #[derive(Debug, Clone)]
@@ -104,8 +104,8 @@ pub fn plan(wish: &Wish) -> Result<Vec<Edit>, Error> {
     let format = files.format(wish);
     let drop_in = drop_in_path(&wish.file);
     files.ensure(&drop_in, &heading(format))?;
-    for (path, fill) in wanted(wish, format) {
-        let at = files.holder(&path).unwrap_or_else(|| drop_in.clone());
+    for (paths, fill) in wanted(wish, format) {
+        let at = files.holder(paths).unwrap_or_else(|| drop_in.clone());
         let document = files.document(&at)?;
         fill(document, wish).map_err(|key| Error::Form { path: at, key })?;
     }
@@ -134,20 +134,26 @@ fn heading(format: i64) -> String {
 /// Fills a section; the key that is in the way if it cannot.
 type Fill = fn(&mut DocumentMut, &Wish) -> Result<(), String>;
 
-/// The sections that are wanted, and how each is filled.
-fn wanted(wish: &Wish, format: i64) -> Vec<(Vec<&'static str>, Fill)> {
-    let mut wanted: Vec<(Vec<&'static str>, Fill)> =
-        vec![(vec!["proxy_plugins", "crfs"], proxy_plugin)];
+/// The sections that are wanted, each with those beside which it has to stand, and how it is filled.
+fn wanted(wish: &Wish, format: i64) -> Vec<(&'static [[&'static str; 2]], Fill)> {
+    let mut wanted: Vec<(&'static [[&'static str; 2]], Fill)> =
+        vec![(&[["proxy_plugins", "crfs"]], proxy_plugin)];
     // Before 2.1 the transfer service tells a snapshotter nothing.
     if wish.version >= (2, 1) {
-        wanted.push((vec!["plugins", TRANSFER], unpack_config));
+        wanted.push((&[["plugins", TRANSFER]], unpack_config));
     }
     if wish.cri {
-        match format {
-            3.. => wanted.push((CRI[0].to_vec(), cri_images)),
-            2 => wanted.push((CRI[1].to_vec(), |document, _| cri_before(document, CRI[1]))),
-            _ => wanted.push((CRI[2].to_vec(), |document, _| cri_before(document, CRI[2]))),
-        }
+        wanted.push(match (wish.version.0, format) {
+            (..2, ..2) => (&[["plugins", FIRST_CRI]], |document, _| {
+                cri_before(document, FIRST_CRI)
+            }),
+            (..2, _) => (&[["plugins", OLD_CRI]], |document, _| {
+                cri_before(document, OLD_CRI)
+            }),
+            // What containerd makes of the old section would be hidden by the new one of another file.
+            (_, ..3) => (&[["plugins", CRI], ["plugins", OLD_CRI]], cri_images),
+            _ => (&[["plugins", CRI]], cri_images),
+        });
     }
     wanted
 }
@@ -203,14 +209,22 @@ fn unpack_config(document: &mut DocumentMut, wish: &Wish) -> Result<(), String> 
     Ok(())
 }
 
+/// containerd 2 takes the snapshotter from the section of files of version 2 only if that names runtimes
+/// (`plugins/cri/images/plugin.go`, `migrateConfig`), but then rather than from the new section.
 fn cri_images(document: &mut DocumentMut, _: &Wish) -> Result<(), String> {
-    let images = section(document, CRI[0])?;
+    let images = section(document, &["plugins", CRI])?;
     set(images, "snapshotter", "crfs");
+    let plugins = section(document, &["plugins"])?;
+    let old = plugins.get_mut(OLD_CRI).and_then(Item::as_table_like_mut);
+    let old = old.and_then(|old| old.get_mut("containerd")?.as_table_like_mut());
+    if let Some(old) = old.filter(|old| old.contains_key("snapshotter")) {
+        set(old, "snapshotter", "crfs");
+    }
     Ok(())
 }
 
-fn cri_before(document: &mut DocumentMut, path: &[&str]) -> Result<(), String> {
-    let images = section(document, path)?;
+fn cri_before(document: &mut DocumentMut, plugin: &str) -> Result<(), String> {
+    let images = section(document, &["plugins", plugin, "containerd"])?;
     set(images, "snapshotter", "crfs");
     set(images, "disable_snapshot_annotations", false);
     Ok(())
@@ -305,15 +319,12 @@ impl Files {
             })
     }
 
-    /// The last file that has this section already: its own settings must not be hidden.
-    fn holder(&self, path: &[&str]) -> Option<PathBuf> {
+    /// The last file that has one of these sections already: its own settings must not be hidden.
+    fn holder(&self, paths: &[[&str; 2]]) -> Option<PathBuf> {
         let mut files = self.0.iter().rev();
         let holds = |file: &&OpenFile| {
-            let mut item = Some(file.document.as_item());
-            for key in path {
-                item = item.and_then(|item| item.get(key));
-            }
-            item.is_some()
+            let has = |[first, second]: &[&str; 2]| file.document.get(first)?.get(second);
+            paths.iter().any(|path| has(path).is_some())
         };
         files.find(holds).map(|file| file.path.clone())
     }

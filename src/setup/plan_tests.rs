@@ -150,7 +150,8 @@ fn pods_get_crfs_by_the_section_of_the_file_s_version() {
     for (main, version, section) in [
         (None, (2, 1), "io.containerd.cri.v1.images"),
         (None, (1, 7), "io.containerd.grpc.v1.cri"),
-        (Some("version = 2\n"), (2, 1), "io.containerd.grpc.v1.cri"),
+        (Some("version = 2\n"), (1, 7), "io.containerd.grpc.v1.cri"),
+        (Some("version = 2\n"), (2, 1), "io.containerd.cri.v1.images"),
     ] {
         let mut bed = Bed::new(main, version);
         bed.wish.cri = true;
@@ -198,5 +199,37 @@ fn a_file_without_a_version_keeps_being_of_version_1_for_a_containerd_that_takes
     for (main, version) in [("", (1, 7)), (docker, (2, 1))] {
         let text = drop_in(main, version).1;
         assert!(text.starts_with("version = 2\n"), "{main}: {text}");
+    }
+}
+
+#[test]
+fn what_somebody_told_the_cri_is_not_hidden_by_a_section_of_another_file() {
+    let old = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"ours\"\n";
+    let first = "[plugins.cri]\n  sandbox_image = \"ours\"\n";
+    let own =
+        "  [plugins.\"io.containerd.grpc.v1.cri\".containerd]\n    snapshotter = \"native\"\n";
+    let both = format!("{old}{own}");
+    let new = "[plugins.\"io.containerd.cri.v1.images\"]";
+    for (main, version, section) in [
+        (
+            old,
+            (1, 7),
+            "[plugins.\"io.containerd.grpc.v1.cri\".containerd]",
+        ),
+        (first, (1, 7), "[plugins.cri.containerd]"),
+        (old, (2, 1), new),
+        (both.as_str(), (2, 1), new),
+    ] {
+        let mut bed = Bed::new(Some(main), version);
+        bed.wish.cri = true;
+        let edits = bed.apply();
+        let [main, drop_in] = &*edits else {
+            panic!("{edits:?}");
+        };
+        assert!(main.after.contains("sandbox_image = \"ours\""));
+        assert!(main.after.contains(section), "{}", main.after);
+        assert!(main.after.contains("snapshotter = \"crfs\""));
+        assert!(!main.after.contains("native"), "{}", main.after);
+        assert!(!drop_in.after.contains("cri"), "{}", drop_in.after);
     }
 }
