@@ -7,6 +7,7 @@ use tokio::sync::Notify;
 
 use crate::layer::LayerRecord;
 use crate::snapshotter::folder::Found;
+use crate::snapshotter::view::LENT;
 use crate::snapshotter::{Error, Inner, blocking, tree};
 use crate::store::Step;
 
@@ -14,7 +15,8 @@ use crate::store::Step;
 /// asks for a Cleanup itself.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// Sweeps at once (a crash may have left something) and some time after each Remove, until the snapshotter is closed or gone.
+/// Sweeps at once (a crash may have left something), some time after each Remove, and once more when what was lent then
+/// is not any longer, until the snapshotter is closed or gone.
 pub(super) fn start(inner: &Arc<Inner>) {
     let weak = Arc::downgrade(inner);
     let stop = inner.stop.clone();
@@ -33,9 +35,13 @@ async fn sweep_after_removals(weak: Weak<Inner>, removed: Arc<Notify>) {
         if let Err(error) = inner.sweep().await {
             tracing::warn!(%error, "clean-up incomplete, tried again after the next removal");
         }
+        let lent = inner.is_any_lent();
         drop((running, inner));
-        removed.notified().await;
-        tokio::time::sleep(PAUSE).await;
+        tokio::select! {
+            () = removed.notified() => tokio::time::sleep(PAUSE).await,
+            // What was lent had to stay, and nobody says when that ends.
+            () = tokio::time::sleep(LENT), if lent => {}
+        }
     }
 }
 
@@ -60,7 +66,7 @@ impl Inner {
             .map_err(Error::io("sweep", root))
     }
 
-    /// Deletes every folder that belongs to no snapshot; the first error is reported after all of
+    /// Deletes every folder that belongs to no snapshot and is lent to nobody; the first error is reported after all of
     /// them have been tried.
     pub(super) async fn sweep(self: &Arc<Self>) -> Result<(), Error> {
         let _alone = self.sweeping.lock().await;
@@ -83,7 +89,7 @@ impl Inner {
     /// entered by now.
     fn is_rubbish(&self, id: u64) -> bool {
         let made = !self.making.lock().contains(&id) && !self.health.is_restoring(id);
-        made && !self.table.read().contains_id(id)
+        made && !self.table.read().contains_id(id) && !self.is_lent(id)
     }
 
     /// Undoes what was made for a snapshot that is not entered in the end.

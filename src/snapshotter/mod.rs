@@ -44,12 +44,12 @@ mod tree;
 mod update;
 mod view;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;
@@ -110,6 +110,8 @@ struct Inner {
     next_revision: AtomicU64,
     /// Folders being made, which are nobody's yet and not to be swept.
     making: Mutex<HashSet<u64>>,
+    /// Folders of views whose mounts somebody else was told to use, and until when they stay for that.
+    lent: Mutex<HashMap<u64, Instant>>,
     /// One sweep of the folders at a time.
     sweeping: tokio::sync::Mutex<()>,
     /// Asks the background sweep to look.

@@ -19,7 +19,7 @@ impl Inner {
             return self.mounts_of(&record, Some(record.id));
         }
         let parents = self.table.read().parents(&record)?;
-        self.mounts_of(&record, self.view_beside(&record, &parents))
+        self.mounts_of(&record, self.borrow_view(&record, &parents))
     }
 
     /// Waits for lazy layers that are being mounted again: an empty mount point must never be

@@ -65,6 +65,7 @@ pub(super) fn open(parts: Parts) -> Result<Inner, Error> {
         next_id: AtomicU64::new(last_id + 1),
         next_revision: AtomicU64::new(last_revision.unwrap_or(0) + 1),
         making: Mutex::new(HashSet::from_iter(kept_aside)),
+        lent: Mutex::default(),
         sweeping: tokio::sync::Mutex::default(),
         removed: Arc::default(),
         running: Arc::default(),

@@ -5,17 +5,22 @@
 //! (`commit`), compares files by an attribute, and takes "not supported" for a failure. It looks at two
 //! trees: a view of what the container began with, made for this and removed after it, and the container's mounts. So a
 //! view has mounts of its own of the lazy layers below it, on which each question is answered; and as long as there is a
-//! view, the mounts of active snapshots beside it lead to these too.
+//! view, the mounts of active snapshots beside it lead to these too. Whoever was told so mounts them a moment later, so
+//! a view that is removed meanwhile leaves its folder to the sweep only after [`LENT`].
 //!
 //! # Crash behaviour
 //! They are mounts like all others of lazy layers: taken over by the next daemon, made again when they are asked for and
-//! gone. They lie in the view's folder and go with it.
+//! gone. They lie in the view's folder and go with it; a start does not know what was lent and sweeps at once.
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::snapshotter::model::{Key, Kind, Record};
 use crate::snapshotter::{Error, Inner, blocking};
+
+/// How long the mounts of a view stay for who was told to use them: a runtime mounts them long before that.
+pub(super) const LENT: Duration = Duration::from_secs(60);
 
 impl Inner {
     /// Mounts for the view in folder `id` whatever of the lazy layers below it is not mounted yet.
@@ -65,8 +70,10 @@ impl Inner {
         Ok(())
     }
 
-    /// A view on the same parent as `record`, an active snapshot, if all of its own mounts are there.
-    pub(super) fn view_beside(&self, record: &Record, parents: &[Arc<Record>]) -> Option<u64> {
+    /// A view on the same parent as `record`, an active snapshot, if all of its own mounts are there. They stay for
+    /// a while from now.
+    pub(super) fn borrow_view(&self, record: &Record, parents: &[Arc<Record>]) -> Option<u64> {
+        // Noted under the table's lock: whoever finds the view removed finds it lent.
         let table = self.table.read();
         let mut views = table.iter().filter(|other| {
             other.kind == Kind::View && other.parent == record.parent && other.parent.is_some()
@@ -75,7 +82,22 @@ impl Inner {
             let mut lazy = parents.iter().filter(|parent| parent.lazy.is_some());
             lazy.all(|parent| self.layers.is_serving(&self.lower_of(*view, parent)))
         };
-        views.by_ref().map(|view| view.id).find(serves)
+        let view = views.by_ref().map(|view| view.id).find(serves)?;
+        self.lent.lock().insert(view, Instant::now() + LENT);
+        Some(view)
+    }
+
+    /// Whether somebody may be about to use what is mounted in folder `id`.
+    pub(super) fn is_lent(&self, id: u64) -> bool {
+        let lent = self.lent.lock();
+        lent.get(&id).is_some_and(|until| *until > Instant::now())
+    }
+
+    /// Whether there is any such folder. Forgets those that are not any longer.
+    pub(super) fn is_any_lent(&self) -> bool {
+        let (mut lent, now) = (self.lent.lock(), Instant::now());
+        lent.retain(|_, until| *until > now);
+        !lent.is_empty()
     }
 
     /// Where the files of `parent` are for the view in folder `id`, or for who is beside it.

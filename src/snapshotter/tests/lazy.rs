@@ -85,6 +85,15 @@ async fn a_view_has_its_own_mounts_and_shares_them_while_it_is_there() {
     bed.s().remove(key("view")).await.unwrap();
     assert_eq!(lower(&now(&bed, "container").await), containers);
     bed.s().cleanup().await.unwrap();
+    assert_eq!(
+        bed.layers.mounted(),
+        mounted,
+        "the container was given them"
+    );
+    for until in bed.s().0.lent.lock().values_mut() {
+        *until = std::time::Instant::now();
+    }
+    bed.s().cleanup().await.unwrap();
     assert_eq!(bed.layers.mounted(), mounted - 2);
     assert!(!Path::new(&viewed[0]).exists());
 }

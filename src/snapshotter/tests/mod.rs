@@ -6,6 +6,7 @@ mod fake;
 mod lazy;
 mod model;
 mod states;
+mod views;
 
 use std::collections::HashMap;
 use std::path::Path;
