@@ -2,7 +2,7 @@
 //! first, so that one that is revoked does not take the others' place.
 //!
 //! They are tried from the moment the pull begins; they are kept when it has succeeded, and
-//! forgotten if it failed. Kept means sealed in a file ([`super::seal`]), so that a restart finds
+//! forgotten if it failed and no other pull by them is under way. Kept means sealed in a file ([`super::seal`]), so that a restart finds
 //! them and a copy of the disk that has not the key does not.
 //!
 //! Locking: the list is locked to look at it and to change it; one writer at a time.
@@ -48,10 +48,13 @@ struct Entry {
     /// Whether a pull by it has succeeded.
     #[serde(skip)]
     proven: bool,
+    /// Pulls by it that have not ended.
+    #[serde(skip)]
+    pulls: usize,
 }
 
 /// A credential of a pull that has not ended yet. Dropped, the credential is forgotten unless
-/// another pull has succeeded by it.
+/// another pull has succeeded by it or is still under way.
 pub struct Learned {
     pulled: Pulled,
     entry: Entry,
@@ -93,22 +96,15 @@ impl Pulled {
             credential,
             at: now.unwrap_or_default().as_secs(),
             proven: false,
+            pulls: 1,
         };
         let mut entries = self.0.entries.lock();
         if let Some(at) = entries.iter().position(|known| known.is_same(&entry)) {
-            entry.proven = entries.remove(at).proven;
+            let known = entries.remove(at);
+            entry.proven = known.proven;
+            entry.pulls += known.pulls;
         }
-        entries.push(entry.clone());
-        let (host, repository) = (entry.host.clone(), entry.repository.clone());
-        let ours = |known: &Entry| known.host == host && known.repository == repository;
-        if entries.iter().filter(|known| ours(known)).count() > MAX_EACH
-            && let Some(oldest) = entries.iter().position(ours)
-        {
-            entries.remove(oldest);
-        }
-        if entries.len() > MAX_ALL {
-            entries.remove(0);
-        }
+        enter(&mut entries, entry.clone());
         drop(entries);
         Learned {
             pulled: self.clone(),
@@ -145,13 +141,22 @@ impl Pulled {
 impl Learned {
     /// The pull has succeeded: its credential is kept.
     pub fn keep(self) {
-        let mut fresh = false;
-        for entry in self.pulled.0.entries.lock().iter_mut() {
-            if entry.is_same(&self.entry) {
-                fresh = !entry.proven;
-                entry.proven = true;
+        let mut entries = self.pulled.0.entries.lock();
+        let known = entries.iter_mut().find(|known| known.is_same(&self.entry));
+        let fresh = match known {
+            Some(known) => !std::mem::replace(&mut known.proven, true),
+            // Later ones have taken its place meanwhile, and it is the latest to prove good.
+            None => {
+                let proven = Entry {
+                    proven: true,
+                    pulls: 1,
+                    ..self.entry.clone()
+                };
+                enter(&mut entries, proven);
+                true
             }
-        }
+        };
+        drop(entries);
         if fresh {
             self.pulled.keep_soon();
         }
@@ -161,7 +166,27 @@ impl Learned {
 impl Drop for Learned {
     fn drop(&mut self) {
         let mut entries = self.pulled.0.entries.lock();
-        entries.retain(|entry| entry.proven || !entry.is_same(&self.entry));
+        let at = entries.iter().position(|known| known.is_same(&self.entry));
+        let Some(known) = at.and_then(|at| entries.get_mut(at)) else {
+            return;
+        };
+        known.pulls = known.pulls.saturating_sub(1);
+        entries.retain(|known| known.proven || known.pulls > 0 || !known.is_same(&self.entry));
+    }
+}
+
+/// Makes it the latest; the oldest goes if there are too many.
+fn enter(entries: &mut Vec<Entry>, entry: Entry) {
+    let (host, repository) = (entry.host.clone(), entry.repository.clone());
+    entries.push(entry);
+    let ours = |known: &Entry| known.host == host && known.repository == repository;
+    if entries.iter().filter(|known| ours(known)).count() > MAX_EACH
+        && let Some(oldest) = entries.iter().position(ours)
+    {
+        entries.remove(oldest);
+    }
+    if entries.len() > MAX_ALL {
+        entries.remove(0);
     }
 }
 
@@ -257,6 +282,36 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         panic!("not kept: {:?}", known(&open(&dir), "a").await);
+    }
+
+    #[tokio::test]
+    async fn pulls_by_the_same_credential_share_it_until_the_last_one_ends() {
+        let pulled = Pulled::default();
+        let image = image("r.io/a:1");
+        let learn = || pulled.learn(&image, token("t"));
+        let (failed, good) = (learn(), learn());
+        drop(failed);
+        assert_eq!(known(&pulled, "a").await, [token("t")], "it is pulled by");
+        good.keep();
+        drop(learn());
+        assert_eq!(
+            known(&pulled, "a").await,
+            [token("t")],
+            "it has proven good"
+        );
+
+        let pulled = Pulled::default();
+        let learn = |text: &str| pulled.learn(&image, token(text));
+        let bad = [learn("t"), learn("t")];
+        drop(bad);
+        assert_eq!(known(&pulled, "a").await, []);
+        let slow = learn("slow");
+        for n in 0..MAX_EACH {
+            learn(&n.to_string()).keep();
+        }
+        slow.keep();
+        assert_eq!(known(&pulled, "a").await[0], token("slow"), "it came back");
+        assert_eq!(known(&pulled, "a").await.len(), MAX_EACH);
     }
 
     #[tokio::test]
