@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
@@ -45,7 +47,7 @@ pub(super) struct Resolver {
     limits: Limits,
     /// Repositories (`host/name`) whose layers may be read without digests.
     allow_unverified: Vec<String>,
-    layers: Flights<Digest, Digest>,
+    layers: Flights<Digest, Arc<Run>>,
     /// Whose turn it is to be read: all layers of an image are announced at once.
     readers: Semaphore,
     /// Whose turn it is among large TOCs.
@@ -102,21 +104,47 @@ impl Resolver {
     }
 
     /// Sees to it that the layer's index is on disk; gives the digest of its TOC. It is a layer of
-    /// all `images`; the first one counts where nothing promises its content.
+    /// all `images`; the first one counts where nothing promises its content. A failure at other images, whose turn
+    /// it was, is none of these.
     pub(super) fn resolve(
         self: &Arc<Self>,
         images: &[Reference],
         layer: &Descriptor,
-    ) -> Outcome<Digest> {
+    ) -> BoxFuture<'static, Result<Digest, NotLazy>> {
+        let none = || NotLazy::Local("a layer of no image".to_owned());
+        let promise = images.first().ok_or_else(none);
+        let promise = promise.and_then(|image| self.promise(image, layer));
+        let asked = promise.map(|promise| Asked {
+            images: images.to_vec(),
+            layer: layer.clone(),
+            promise,
+        });
+        let asked = match asked {
+            Ok(asked) => asked,
+            Err(why) => return std::future::ready(Err(why)).boxed(),
+        };
         let this = Arc::clone(self);
-        let (images, layer) = (images.to_vec(), layer.clone());
-        self.layers.join(layer.digest, async move {
-            let none = || NotLazy::Local("a layer of no image".to_owned());
-            let image = images.first().ok_or_else(none)?;
-            match this.promise(image, &layer)? {
-                Promise::Digest(toc) if this.is_indexed(&layer.digest, &toc) => Ok(toc),
-                promise => this.fetch(&images, &layer, promise).await,
+        // Begun now: not everyone who asks waits.
+        let first = this.run(&asked);
+        let all = async move {
+            let mut run = first.await?;
+            while !run.answers(&asked) {
+                run = this.run(&asked).await?;
             }
+            run.toc.clone()
+        };
+        all.boxed()
+    }
+
+    /// Joins the run for this layer that is under way, whoever asked for that, or starts one.
+    fn run(self: &Arc<Self>, asked: &Asked) -> Outcome<Arc<Run>> {
+        let (this, asked) = (Arc::clone(self), asked.clone());
+        self.layers.join(asked.layer.digest, async move {
+            let toc = match asked.promise {
+                Promise::Digest(toc) if this.is_indexed(&asked.layer.digest, &toc) => Ok(toc),
+                promise => this.fetch(&asked.images, &asked.layer, promise).await,
+            };
+            Ok(Arc::new(Run { asked, toc }))
         })
     }
 
@@ -209,7 +237,49 @@ impl Resolver {
     }
 }
 
+/// What somebody wants the TOC of.
+#[derive(Clone)]
+struct Asked {
+    /// Where the layer is, one at least.
+    images: Vec<Reference>,
+    layer: Descriptor,
+    promise: Promise,
+}
+
+/// What came of reading a layer's TOC for one who asked. Others have joined, whose images are elsewhere or whose
+/// manifests promise something else.
+struct Run {
+    asked: Asked,
+    toc: Result<Digest, NotLazy>,
+}
+
+impl Run {
+    /// Whether this is what a run for `asked` would have come to; it is for who started it.
+    fn answers(&self, asked: &Asked) -> bool {
+        let is_promised_alike = self.asked.promise == asked.promise;
+        match (&self.toc, asked.promise) {
+            (Ok(toc), Promise::Digest(promised)) => *toc == promised,
+            // Of what is read unverified each repository has its own.
+            (Ok(_), Promise::Nothing) => {
+                let firsts = self.asked.images.first().zip(asked.images.first());
+                is_promised_alike && firsts.is_some_and(|(one, other)| is_beside(one, other))
+            }
+            (Err(_), _) => {
+                let was_tried = |image| self.asked.images.iter().any(|one| is_beside(one, image));
+                let is_as_long = self.asked.layer.size == asked.layer.size;
+                is_promised_alike && is_as_long && asked.images.iter().all(was_tried)
+            }
+        }
+    }
+}
+
+/// Whether two images are in the same repository.
+fn is_beside(one: &Reference, other: &Reference) -> bool {
+    one.host() == other.host() && one.repository() == other.repository()
+}
+
 /// What is known of a TOC before it is read.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Promise {
     /// Its digest.
     Digest(Digest),
@@ -264,4 +334,121 @@ fn is_index(path: &Path) -> bool {
     let hex = |text: &str| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
     name.split_once('-')
         .is_some_and(|(layer, toc)| hex(layer) && hex(toc))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blob::{cache, fetch};
+    use crate::oci::MediaType;
+    use crate::registry::testing::{FakeRegistry, Reply};
+    use crate::registry::{Anonymous, Client};
+
+    const BLOB: &[u8] = include_bytes!("../stargz/testdata/estargz.blob");
+    const TOC: &str = "sha256:39694d368eb0a883f32f572f9d035cee13b25dcb228f8a00605db0967744224e";
+
+    struct Bed {
+        dir: tempfile::TempDir,
+        server: FakeRegistry,
+        resolver: Arc<Resolver>,
+    }
+
+    impl Bed {
+        /// A registry that has the blob in `good` and in `free`, and in `bad` is slow to say no. What is in `free` and in
+        /// `bad` may be read unverified.
+        fn new() -> Self {
+            let (dir, server) = (tempfile::tempdir().unwrap(), FakeRegistry::start());
+            let digest = Digest::of(BLOB);
+            for repository in ["good", "free"] {
+                let path = format!("/v2/{repository}/blobs/{digest}");
+                server.add(&path, "application/octet-stream", BLOB);
+            }
+            server.script(|seen, _| {
+                seen.path().starts_with("/v2/bad/").then(|| {
+                    std::thread::sleep(Duration::from_millis(200));
+                    Reply::new(404)
+                })
+            });
+            let max_size = cache::Config::default();
+            let cache = cache::Cache::open(&dir.path().join("cache"), &max_size).unwrap();
+            let runtime = tokio::runtime::Handle::current();
+            let fetcher = Fetcher::new(Arc::new(cache), fetch::Config::default(), runtime);
+            let client = Client::new(registry::Config::default(), Arc::new(Anonymous));
+            let config = Config {
+                allow_unverified: ["bad", "free"]
+                    .map(|name| format!("{}/{name}", server.host()))
+                    .into(),
+                ..Config::default()
+            };
+            let indexes = dir.path().join("indexes");
+            std::fs::create_dir(&indexes).unwrap();
+            let resolver = Resolver::new(client, fetcher, indexes, &config);
+            Self {
+                dir,
+                server,
+                resolver,
+            }
+        }
+
+        fn resolve(
+            &self,
+            repository: &str,
+            promised: Option<&str>,
+        ) -> BoxFuture<'static, Result<Digest, NotLazy>> {
+            let annotations =
+                promised.map(|toc| (annotation::TOC_DIGEST.to_owned(), toc.to_owned()));
+            let layer = Descriptor {
+                media_type: MediaType::OciTarGzip,
+                digest: Digest::of(BLOB),
+                size: BLOB.len() as u64,
+                annotations: annotations.into_iter().collect(),
+                platform: None,
+                extra: serde_json::Map::new(),
+            };
+            let image = format!("{}/{repository}:t", self.server.host());
+            self.resolver.resolve(&[image.parse().unwrap()], &layer)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failure_at_one_image_is_not_that_of_another() {
+        let bed = Bed::new();
+        let [bad, same, good] = ["bad", "bad", "good"].map(|name| bed.resolve(name, Some(TOC)));
+        let (bad, same, good) = tokio::join!(bad, same, good);
+        assert_eq!(good, Ok(TOC.parse().unwrap()));
+        assert!(matches!(bad, Err(NotLazy::Registry { .. })), "{bad:?}");
+        assert_eq!(bad, same);
+        assert_eq!(
+            bed.server.count("/v2/bad/"),
+            1,
+            "they share what they share"
+        );
+        assert_eq!(
+            std::fs::read_dir(bed.dir.path().join("indexes"))
+                .unwrap()
+                .count(),
+            1
+        );
+    }
+
+    #[tokio::test]
+    async fn each_manifest_has_a_promise_of_its_own() {
+        let bed = Bed::new();
+        let wrong = Digest::of(b"another").to_string();
+        let asked = [
+            ("bad", None),
+            ("good", None),
+            ("good", Some(&*wrong)),
+            ("free", None),
+            ("good", Some(TOC)),
+        ];
+        let answers = asked.map(|(name, promised)| bed.resolve(name, promised));
+        let [bad, unnamed, wrong, free, good] =
+            futures::future::join_all(answers).await.try_into().unwrap();
+        assert!(matches!(bad, Err(NotLazy::Registry { .. })), "{bad:?}");
+        assert_eq!(unnamed, Err(NotLazy::NoTocDigest));
+        assert!(matches!(wrong, Err(NotLazy::Invalid(_))), "{wrong:?}");
+        let toc = Ok(TOC.parse().unwrap());
+        assert_eq!((free, good), (toc.clone(), toc));
+    }
 }

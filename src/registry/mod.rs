@@ -35,7 +35,7 @@ mod traffic;
 mod transport;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod testing_pki;
 #[cfg(test)]
