@@ -20,6 +20,13 @@ const STEPS: Steps = Steps {
     done: Step::LazyDone,
 };
 
+/// An attempt that failed.
+pub(super) struct Failed {
+    /// Whose it was: others have joined that want the same snapshot.
+    layer: LayerLabels,
+    why: NotLazy,
+}
+
 /// A failure of this node's.
 impl From<Error> for NotLazy {
     fn from(error: Error) -> Self {
@@ -54,26 +61,38 @@ impl Inner {
             return None;
         }
         self.layers.announce(&layer);
-        let flight = (target.to_owned(), parent.cloned());
-        let landed = self.lazy.join(&flight, || {
-            let inner = Arc::clone(self);
-            let (layer, parent, labels) = (layer.clone(), parent.cloned(), labels.clone());
-            async move {
-                inner
-                    .make_lazy(layer, parent, labels)
-                    .await
-                    .map_err(Arc::new)
-            }
-        });
-        match landed.await {
-            Some(Ok(())) => {
+        match self.attempt(target, parent, &layer, labels).await {
+            Ok(()) => {
                 self.note_source(target, parent, &layer).await;
                 None
             }
-            Some(Err(why)) => Some(self.refuse(&why, target, labels)),
-            None => {
-                let why = NotLazy::Internal("the lazy prepare panicked".to_owned());
-                Some(self.refuse(&why, target, labels))
+            Err(why) => Some(self.refuse(&why, target, labels)),
+        }
+    }
+
+    /// Makes the snapshot, together with all who want it now. If that fails at another's image, which may be
+    /// elsewhere or have another blob, this one's is tried.
+    async fn attempt(
+        self: &Arc<Self>,
+        target: &str,
+        parent: Option<&Key>,
+        layer: &LayerLabels,
+        labels: &Labels,
+    ) -> Result<(), NotLazy> {
+        let flight = (target.to_owned(), parent.cloned());
+        loop {
+            let landed = self.lazy.join(&flight, || {
+                let inner = Arc::clone(self);
+                let (layer, parent, labels) = (layer.clone(), parent.cloned(), labels.clone());
+                async move {
+                    let made = inner.make_lazy(layer.clone(), parent, labels).await;
+                    made.map_err(|why| Arc::new(Failed { layer, why }))
+                }
+            });
+            let panicked = || NotLazy::Internal("the lazy prepare panicked".to_owned());
+            match landed.await.ok_or_else(panicked)? {
+                Err(failed) if failed.layer != *layer => {}
+                landed => return landed.map_err(|failed| failed.why.clone()),
             }
         }
     }

@@ -10,7 +10,8 @@
 //! Calls about one key run one after the other ([`locks`]); those about different keys side by
 //! side. The table in memory holds what has been acknowledged; reading calls look at nothing else.
 //! Over the network nothing is locked: a lazy layer is first mounted in a folder that nobody knows
-//! yet, then entered. Several lazy Prepares for the same layer share one attempt.
+//! yet, then entered. Several lazy Prepares for the same layer share one attempt; a failure is
+//! shared by those for the same image.
 //!
 //! # Crash behaviour
 //! Every state-changing call runs in a task of its own, so a client that goes away stops nothing
@@ -64,7 +65,7 @@ pub use prepare::Prepared;
 pub use recover::lazy_layers;
 pub use update::Mask;
 
-use crate::layer::{Layers, NotLazy};
+use crate::layer::Layers;
 use crate::overlay::options::{Features, Mount};
 use crate::snapshotter::filter::Filters;
 use crate::snapshotter::flights::Flights;
@@ -100,7 +101,7 @@ struct Inner {
     table: RwLock<Table>,
     locks: Locks,
     /// Lazy Prepares under way, by chain id and parent.
-    lazy: Flights<(String, Option<Key>), Result<(), Arc<NotLazy>>>,
+    lazy: Flights<(String, Option<Key>), Result<(), Arc<lazy::Failed>>>,
     health: Health,
     counts: counts::Counters,
     layers: Arc<dyn Layers>,

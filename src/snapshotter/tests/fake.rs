@@ -18,6 +18,8 @@ use crate::snapshotter::tests::digest;
 pub(super) struct FakeLayers {
     mounted: Mutex<BTreeSet<PathBuf>>,
     refused: Mutex<BTreeMap<Digest, NotLazy>>,
+    /// Images of which no layer can be lazy.
+    refused_images: Mutex<BTreeSet<String>>,
     unrestorable: Mutex<BTreeSet<Digest>>,
     delay: Mutex<Duration>,
     announce_delay: Mutex<Duration>,
@@ -31,6 +33,11 @@ impl FakeLayers {
         self.refused
             .lock()
             .insert(digest(layer).parse().unwrap(), why);
+    }
+
+    /// From now on no layer of this image can be lazy.
+    pub(super) fn refuse_image(&self, image: &str) {
+        self.refused_images.lock().insert(image.to_owned());
     }
 
     /// Whether this layer can be mounted again.
@@ -106,6 +113,10 @@ impl Layers for FakeLayers {
             tokio::time::sleep(delay).await;
             if let Some(why) = self.refused.lock().get(&labels.layer) {
                 return Err(why.clone());
+            }
+            let image = labels.image.to_string();
+            if self.refused_images.lock().contains(&image) {
+                return Err(NotLazy::NoTocDigest);
             }
             self.mount_now(target);
             Ok(LayerRecord {

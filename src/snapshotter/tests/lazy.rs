@@ -181,6 +181,29 @@ async fn eight_at_once_make_one_snapshot() {
 }
 
 #[tokio::test]
+async fn an_image_whose_layer_is_refused_does_not_speak_for_another() {
+    let bed = Bed::new().await;
+    bed.layers.slow_down(Duration::from_millis(50));
+    bed.layers.refuse_image("q.io/bad:1");
+    let pull = |name: &str, image: &str| {
+        let mut labels = target_labels('a');
+        labels.insert(label::IMAGE_REF.to_owned(), image.to_owned());
+        bed.s().prepare(key(name), None, labels)
+    };
+    let answers = [
+        pull("ns/1/x", "q.io/bad:1"),
+        pull("ns/2/x", "q.io/bad:1"),
+        pull("ns/3/x", "r.io/good:1"),
+        pull("ns/4/x", "r.io/good:1"),
+    ];
+    let answers = futures::future::join_all(answers).await;
+    let lazy = answers.into_iter().map(Result::unwrap);
+    let lazy: Vec<_> = lazy.map(|a| matches!(a, Prepared::Lazy)).collect();
+    assert_eq!(lazy, [false, false, true, true]);
+    assert_eq!(bed.layers.calls("mount"), 2);
+}
+
+#[tokio::test]
 async fn the_same_layer_on_another_parent_is_another_snapshot() {
     let bed = Bed::new().await;
     bed.layer("p", "").await;
