@@ -1,7 +1,8 @@
 //! The lazy answer: a Prepare that names a layer becomes a committed snapshot that is a mount.
 //!
 //! Order: say what is coming (the image's layers are then read side by side), mount in a new
-//! folder, enter it in the books, answer. Nothing is locked while the network is waited for, so
+//! folder, take over from the layers below what this one does not list (they have to be mounted for
+//! that), enter it in the books, answer. Nothing is locked while the network is waited for, so
 //! parent and target are looked at again before the snapshot is entered.
 
 use std::path::PathBuf;
@@ -162,6 +163,8 @@ impl Inner {
         let fs = self.snapshots.folder(id).fs();
         let mounted = self.layers.mount(layer, &fs).await;
         let mut lazy = mounted?;
+        // An empty mount point lists no folders, and what is inherited is kept for good.
+        self.ensure_chain(parent).await?;
         let below = self.stack(parent)?;
         let unlisted = self.layers.inherit(&fs, &below).await;
         lazy.unlisted = unlisted?;

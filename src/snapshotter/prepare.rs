@@ -136,7 +136,7 @@ impl Inner {
     }
 
     /// Sees to it that the lazy layers from `parent` down are mounted.
-    async fn ensure_chain(self: &Arc<Self>, parent: Option<&Key>) -> Result<(), Error> {
+    pub(super) async fn ensure_chain(self: &Arc<Self>, parent: Option<&Key>) -> Result<(), Error> {
         let parent = parent.and_then(|parent| self.table.read().get(parent).cloned().ok());
         let Some(parent) = parent else {
             // Found out, and said, under the locks.

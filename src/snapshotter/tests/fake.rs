@@ -9,6 +9,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
+use crate::fs::Unlisted;
 use crate::layer::{LayerRecord, LayerUsage, Layers, NotLazy, Reason};
 use crate::oci::{Digest, LayerLabels, Reference};
 use crate::snapshotter::tests::digest;
@@ -20,6 +21,8 @@ pub(super) struct FakeLayers {
     refused: Mutex<BTreeMap<Digest, NotLazy>>,
     /// Images of which no layer can be lazy.
     refused_images: Mutex<BTreeSet<String>>,
+    /// What was not mounted when another layer was to inherit from it.
+    absent: Mutex<Vec<PathBuf>>,
     unrestorable: Mutex<BTreeSet<Digest>>,
     delay: Mutex<Duration>,
     announce_delay: Mutex<Duration>,
@@ -38,6 +41,11 @@ impl FakeLayers {
     /// From now on no layer of this image can be lazy.
     pub(super) fn refuse_image(&self, image: &str) {
         self.refused_images.lock().insert(image.to_owned());
+    }
+
+    /// What a layer should have inherited from and could not.
+    pub(super) fn absent(&self) -> Vec<PathBuf> {
+        self.absent.lock().clone()
     }
 
     /// Whether this layer can be mounted again.
@@ -130,6 +138,16 @@ impl Layers for FakeLayers {
             })
         }
         .boxed()
+    }
+
+    fn inherit<'a>(
+        &'a self,
+        _: &'a Path,
+        below: &'a [PathBuf],
+    ) -> BoxFuture<'a, Result<Vec<Unlisted>, NotLazy>> {
+        let absent = below.iter().filter(|path| !self.is_mounted(path));
+        self.absent.lock().extend(absent.cloned());
+        async { Ok(Vec::new()) }.boxed()
     }
 
     fn add_source(&self, target: &Path, _: &Reference) {

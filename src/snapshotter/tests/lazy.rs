@@ -204,6 +204,23 @@ async fn an_image_whose_layer_is_refused_does_not_speak_for_another() {
 }
 
 #[tokio::test]
+async fn a_layer_inherits_from_what_is_mounted() {
+    let mut bed = Bed::new().await;
+    assert!(bed.pull("x", 'a', "").await.unwrap());
+    let base = bed.find('a', "").remove(0);
+    assert!(bed.pull("y", 'b', &base).await.unwrap());
+    let top = bed.find('b', &base).remove(0);
+    bed.layers.restorable('a', false);
+    bed.reopen().await;
+    while bed.s().degraded().iter().all(|layer| layer.tries == 0) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    bed.layers.restorable('a', true);
+    assert!(bed.pull("z", 'c', &top).await.unwrap());
+    assert_eq!(bed.layers.absent(), [] as [std::path::PathBuf; 0]);
+}
+
+#[tokio::test]
 async fn the_same_layer_on_another_parent_is_another_snapshot() {
     let bed = Bed::new().await;
     bed.layer("p", "").await;
