@@ -108,6 +108,7 @@ async fn keep_trying(weak: Weak<Inner>) {
                 }
             })
             .await;
+        inner.restore_own_layers().await;
         drop(inner);
         tokio::time::sleep(RETRY).await;
     }

@@ -9,10 +9,11 @@
 //! a view that is removed meanwhile leaves its folder to the sweep only after [`LENT`].
 //!
 //! # Crash behaviour
-//! They are mounts like all others of lazy layers: taken over by the next daemon, made again when they are asked for and
-//! gone. They lie in the view's folder and go with it; a start does not know what was lent and sweeps at once.
+//! They are mounts like all others of lazy layers: taken over by the next daemon, which keeps trying what it cannot
+//! serve at once, and made again when they are asked for and gone. They lie in the view's folder and go with it; a
+//! start does not know what was lent and sweeps at once.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -56,6 +57,30 @@ impl Inner {
             (record, parents)
         };
         self.mount_own_layers(record.id, &parents).await
+    }
+
+    /// One try to serve what a predecessor has left mounted in views and nobody serves yet: containers beside them
+    /// wait for it, and need not ask for mounts ever again.
+    pub(super) async fn restore_own_layers(self: &Arc<Self>) {
+        let views: Vec<Key> = {
+            let table = self.table.read();
+            let views = table.iter().filter(|record| record.kind == Kind::View);
+            let left = views.filter(|view| {
+                let parents = table.parents(view).unwrap_or_default();
+                let mut lazy = parents.iter().filter(|parent| parent.lazy.is_some());
+                lazy.any(|parent| self.is_left_unserved(&self.lower_of(view.id, parent)))
+            });
+            left.map(|view| view.key.clone()).collect()
+        };
+        for key in views {
+            if let Err(error) = self.ensure_own_layers(&key).await {
+                tracing::debug!(view = %key, %error, "its own mounts are not served yet");
+            }
+        }
+    }
+
+    fn is_left_unserved(&self, target: &Path) -> bool {
+        self.layers.is_handed_over(target) && !self.layers.is_serving(target)
     }
 
     /// Takes down what [`Self::mount_own_layers`] has mounted in folder `id`.

@@ -23,6 +23,8 @@ pub(super) struct FakeLayers {
     refused_images: Mutex<BTreeSet<String>>,
     /// What was not mounted when another layer was to inherit from it.
     absent: Mutex<Vec<PathBuf>>,
+    /// What a predecessor has left.
+    handed_over: Mutex<BTreeSet<PathBuf>>,
     unrestorable: Mutex<BTreeSet<Digest>>,
     delay: Mutex<Duration>,
     announce_delay: Mutex<Duration>,
@@ -67,6 +69,11 @@ impl FakeLayers {
     /// From now on announcing takes this long, without giving the thread free.
     pub(super) fn announce_slowly(&self, delay: Duration) {
         *self.announce_delay.lock() = delay;
+    }
+
+    /// A predecessor has left a mount here that nobody serves.
+    pub(super) fn hand_over(&self, target: &Path) {
+        self.handed_over.lock().insert(target.to_owned());
     }
 
     /// The node was restarted.
@@ -172,6 +179,10 @@ impl Layers for FakeLayers {
             Ok(())
         }
         .boxed()
+    }
+
+    fn is_handed_over(&self, target: &Path) -> bool {
+        self.handed_over.lock().contains(target)
     }
 
     fn is_serving(&self, target: &Path) -> bool {
