@@ -276,11 +276,9 @@ mod tests {
     use std::path::Path;
 
     use clap::Parser;
-    use containerd_snapshots::api::snapshots::v1::snapshots_server::SnapshotsServer;
-    use tokio_stream::wrappers::UnixListenerStream;
 
     use super::*;
-    use crate::service;
+    use crate::service::control::testing::serve_nothing;
 
     #[derive(Parser)]
     struct Command {
@@ -294,28 +292,12 @@ mod tests {
         format!("{:?}", run(command.args).unwrap())
     }
 
-    /// Serves gRPC, but nothing of crfs, as long as the process lives.
-    fn serve(socket: &Path) {
-        let listener = UnixListener::bind(socket).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Runtime::new().unwrap();
-            runtime.block_on(async {
-                let incoming = tokio::net::UnixListener::from_std(listener).unwrap();
-                tonic::transport::Server::builder()
-                    .add_optional_service(None::<SnapshotsServer<service::Service>>)
-                    .serve_with_incoming(UnixListenerStream::new(incoming))
-                    .await
-            })
-        });
-    }
-
     #[test]
     fn a_daemon_runs_if_one_answers_at_the_address_that_was_given() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         let [root, none, closes, serves] = ["root", "none", "closes", "serves"].map(at);
-        serve(&serves);
+        serve_nothing(&serves);
         let closing = UnixListener::bind(&closes).unwrap();
         std::thread::spawn(move || closing.incoming().for_each(drop));
         let [runs, does_not] =

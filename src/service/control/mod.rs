@@ -4,6 +4,8 @@
 //! [`crate::report::api`]; no decision is taken here.
 
 mod client;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use tonic::{Code, Request, Response, Status};
 
