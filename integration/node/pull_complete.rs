@@ -33,8 +33,9 @@ fn exported(bed: &Bed, image: &str, options: &[&str]) -> BTreeSet<String> {
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).unwrap();
     let file = folder.join("image.tar");
+    // By itself: the end of what containerd's transfer service sends may be lost (containerd 12968).
     let export = [
-        &["image", "export"],
+        &["image", "export", "--local"],
         options,
         &[file.to_str().unwrap(), image],
     ];
