@@ -86,8 +86,12 @@ impl Unlisted {
 pub fn unlisted(layer: &LayerFs, below: &[Below]) -> Result<Vec<Unlisted>, Error> {
     let mut left = layer.index().summary().implicit_folders;
     let mut lent = Vec::new();
-    let mut folders = vec![(ROOT, Vec::new())];
-    while let Some((ino, path)) = folders.pop() {
+    let mut path: Vec<u8> = Vec::new();
+    // Each with its name, and how long the path to its parent is, with the separator.
+    let mut folders = vec![(ROOT, 0, Vec::new())];
+    while let Some((ino, parent, name)) = folders.pop() {
+        path.truncate(parent);
+        path.extend_from_slice(&name);
         let node = layer.getattr(ino)?;
         if node.implicit {
             left = left.saturating_sub(1);
@@ -100,10 +104,12 @@ pub fn unlisted(layer: &LayerFs, below: &[Below]) -> Result<Vec<Unlisted>, Error
         if left == 0 {
             break;
         }
+        if ino != ROOT {
+            path.push(b'/');
+        }
         layer.readdir(ino, 0, &mut |item| {
             if item.kind == DT_DIR && !matches!(item.name, b"." | b"..") {
-                let separator = if path.is_empty() { &b""[..] } else { b"/" };
-                folders.push((item.ino, [&path, separator, item.name].concat()));
+                folders.push((item.ino, path.len(), item.name.to_vec()));
             }
             ControlFlow::Continue(())
         })?;

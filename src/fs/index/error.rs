@@ -97,10 +97,17 @@ pub enum TreeError {
     /// The names, chunks or attributes need more room than 32-bit offsets reach.
     #[error("the layer needs an index larger than the format allows")]
     TooLarge,
+    /// More different texts than are held in memory while an index is made.
+    #[error("the layer has more than {most} MiB of {0}", most = HELD >> 20)]
+    TooMuch(&'static str),
     /// A chunk lies further inside a gzip member than the format can say.
     #[error("a chunk lies more than 4 GiB inside one gzip member")]
     InnerOffset,
 }
+
+/// Most bytes of the targets of symlinks, and of different attributes: they are in memory until the index is
+/// written. A million symlinks of 60 bytes, or as many files with some attributes each, have less.
+pub(super) const HELD: usize = 64 << 20;
 
 impl TreeError {
     /// The error with the entry that it is about.

@@ -10,7 +10,7 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::fs::index::error::{Error, TreeError, io_error};
+use crate::fs::index::error::{Error, HELD, TreeError, io_error};
 use crate::fs::index::format::{UNREAD, UNVERIFIED};
 use crate::fs::index::links::Links;
 use crate::fs::index::names::{self, Meaning};
@@ -419,6 +419,9 @@ impl Tree {
             }
             EntryKind::Symlink { target } => {
                 let start = short(self.targets.len())?;
+                if self.targets.len() + target.len() > HELD {
+                    return Err(TreeError::TooMuch("targets of symlinks"));
+                }
                 self.targets.extend_from_slice(target);
                 let len = short(target.len())?;
                 (S_IFLNK, Is::Symlink { target: start, len })

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use crate::fs::index::error::TreeError;
+use crate::fs::index::error::{HELD, TreeError};
 use crate::fs::index::format::Fields;
 
 /// What marks a folder as opaque to overlayfs (kernel: `Documentation/filesystems/overlayfs.rst`).
@@ -34,7 +34,7 @@ impl Sets {
     /// offset, 0 for an empty one.
     ///
     /// # Errors
-    /// [`TreeError::TooLarge`].
+    /// [`TreeError::TooLarge`], [`TreeError::TooMuch`].
     pub fn add(&mut self, set: &[(Cow<'_, [u8]>, Vec<u8>)]) -> Result<u32, TreeError> {
         let mut set: Vec<(&[u8], &[u8])> = set.iter().map(|(n, v)| (&**n, &**v)).collect();
         self.intern(&mut set)
@@ -43,7 +43,7 @@ impl Sets {
     /// Stores the set `reference` with [`OPAQUE`] added.
     ///
     /// # Errors
-    /// [`TreeError::TooLarge`].
+    /// [`TreeError::TooLarge`], [`TreeError::TooMuch`].
     pub fn with_opaque(&mut self, reference: u32) -> Result<u32, TreeError> {
         let at = (reference as usize).checked_sub(1);
         let old = at.and_then(|at| Set::parse(self.bytes.get(at..)?));
@@ -58,7 +58,7 @@ impl Sets {
     /// away, with the attributes of `set` in it.
     ///
     /// # Errors
-    /// [`TreeError::TooLarge`].
+    /// [`TreeError::TooLarge`], [`TreeError::TooMuch`].
     pub fn relabelled(
         &mut self,
         reference: u32,
@@ -93,6 +93,9 @@ impl Sets {
         let encoded = encode(set).ok_or(TreeError::TooLarge)?;
         if let Some(reference) = self.known.get(encoded.as_slice()) {
             return Ok(*reference);
+        }
+        if self.bytes.len() + encoded.len() > HELD {
+            return Err(TreeError::TooMuch("extended attributes"));
         }
         let reference = self.bytes.len() + 1;
         let reference = u32::try_from(reference).map_err(|_| TreeError::TooLarge)?;
@@ -194,6 +197,23 @@ mod tests {
         assert_eq!(at(opaque).get(OPAQUE.0), Some(OPAQUE.1));
         assert_eq!(at(opaque).iter().count(), 3);
         assert_eq!(at(bare).iter().count(), 1);
+    }
+
+    #[test]
+    fn more_than_is_held_is_refused() {
+        let mut sets = Sets::default();
+        let mut add = |number: usize| {
+            let value = format!("{number:065535}");
+            sets.add(&pairs(&[("user.a", &value)])).map(drop)
+        };
+        let most = HELD >> 16;
+        (1..most).for_each(|number| add(number).unwrap());
+        add(1).unwrap();
+        let refused = add(most).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "the layer has more than 64 MiB of extended attributes"
+        );
     }
 
     #[test]

@@ -21,6 +21,9 @@ use locale::Locale;
 pub(super) use place::Place;
 use place::find;
 
+/// Folders in which one name is looked for. An image that has more is not meant well.
+const MOST_FOLDERS: usize = 64;
+
 /// What nearly every start reads, in that order. The names of loaders and folders of libraries are those of Debian's,
 /// Red Hat's and Alpine's families for this machine.
 #[cfg(target_arch = "x86_64")]
@@ -124,9 +127,10 @@ fn listed(folders: &str) -> Vec<Vec<u8>> {
 
 fn in_folders<'a>(
     stack: &[&Index],
-    mut folders: impl Iterator<Item = &'a [u8]>,
+    folders: impl Iterator<Item = &'a [u8]>,
     name: &[u8],
 ) -> Option<Place> {
+    let mut folders = folders.take(MOST_FOLDERS);
     folders.find_map(|folder| find(stack, &[folder, b"/", name].concat()))
 }
 
@@ -296,6 +300,17 @@ mod tests {
         let layers: Vec<_> = found.iter().map(|file| file.layer).collect();
         assert_eq!(layers, [0, 1], "etc/passwd, the program");
         assert_eq!(files(&stack, None).len(), 1);
+    }
+
+    #[test]
+    fn a_name_is_looked_for_in_so_many_folders_and_no_more() {
+        let layer = layer(&["opt/", "opt/app"]);
+        let found = |before: usize| {
+            let path = "/none:".repeat(before);
+            let config = format!(r#"{{"Cmd":["app"],"Env":["PATH={path}/opt"]}}"#);
+            files(&[&layer], program(&config).as_ref()).len()
+        };
+        assert_eq!((found(MOST_FOLDERS - 1), found(MOST_FOLDERS)), (1, 0));
     }
 
     #[test]
