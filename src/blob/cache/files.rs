@@ -66,7 +66,7 @@ impl Cache {
         };
         let cost = whole::sums_len(&header);
         let fits = size.saturating_add(cost) <= self.max_size / SHARE;
-        if !fits || writer.is_paused() || self.wholes.lock().len() >= MOST {
+        if !fits || self.is_paused() || self.wholes.lock().len() >= MOST {
             return None;
         }
         if !writer.make_room(self, cost) {

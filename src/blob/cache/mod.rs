@@ -39,6 +39,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -136,6 +137,8 @@ pub struct Cache {
     wholes: Mutex<HashMap<Digest, Arc<Whole>>>,
     boot: Option<[u8; 16]>,
     writer: Mutex<Writer>,
+    /// Until when nothing is written, because that has failed.
+    paused: Mutex<Option<Instant>>,
     /// Held by the one sweep that there can be.
     sweeping: Mutex<()>,
     counters: Counters,
@@ -158,6 +161,7 @@ impl Cache {
             wholes: Mutex::default(),
             boot: sums::boot(),
             writer: Mutex::new(Writer::default()),
+            paused: Mutex::default(),
             sweeping: Mutex::default(),
             counters: Counters::default(),
             clock: Clock::new(),
@@ -227,9 +231,9 @@ impl Cache {
     /// Whether what comes now is not kept, because writing failed a short while ago.
     #[must_use]
     pub fn is_paused(&self) -> bool {
-        // Who holds the lock writes.
-        let writer = self.writer.try_lock();
-        writer.is_some_and(|writer| writer.is_paused())
+        self.paused
+            .lock()
+            .is_some_and(|until| Instant::now() < until)
     }
 
     /// As if writing had failed just now.

@@ -136,7 +136,7 @@ fn compact(cache: &Cache, pack: &Store) -> bool {
                 writer.rescue(cache, pack, row.short, Survivor { place, used });
             }
         }
-        if writer.is_paused() {
+        if cache.is_paused() {
             // What went wrong may have had it evicted.
             if cache.packs.read().contains_key(&pack.id()) {
                 cache.charge(pack, charged);

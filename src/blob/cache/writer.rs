@@ -36,7 +36,8 @@ pub(super) struct Writer {
     buffer: Vec<u8>,
     /// Contents in `buffer` that the index does not know yet.
     pending: HashMap<Key, u32>,
-    paused: Option<(Instant, Duration)>,
+    /// How long the last pause was, unless a write has worked since.
+    pause: Option<Duration>,
 }
 
 struct Active {
@@ -48,13 +49,14 @@ struct Active {
 impl Writer {
     /// Writes those of `contents` that are not held; yields the bytes of content written.
     pub(super) fn append(&mut self, cache: &Cache, contents: &[Verified<'_>]) -> u64 {
-        if self.is_paused() {
+        if cache.is_paused() {
             return 0;
         }
         match self.try_append(cache, contents) {
             Ok(written) => {
                 if written > 0 {
-                    self.paused = None;
+                    self.pause = None;
+                    *cache.paused.lock() = None;
                 }
                 written
             }
@@ -104,11 +106,6 @@ impl Writer {
     /// Writes no more to pack `id`, which is about to go.
     pub(super) fn retire(&mut self, id: u32) {
         self.active.take_if(|active| active.pack.id() == id);
-    }
-
-    /// Whether writing has failed and is not tried for a while.
-    pub(super) fn is_paused(&self) -> bool {
-        self.paused.is_some_and(|(until, _)| Instant::now() < until)
     }
 
     fn try_append(&mut self, cache: &Cache, contents: &[Verified<'_>]) -> io::Result<u64> {
@@ -284,9 +281,10 @@ impl Writer {
             // Best effort: what lies beyond `end` is overwritten by the next record anyway.
             let _ = active.pack.truncate(active.end);
         }
-        let last = self.paused.map_or(FIRST_PAUSE / 2, |(_, pause)| pause);
+        let last = self.pause.unwrap_or(FIRST_PAUSE / 2);
         let pause = (last * 2).min(LONGEST_PAUSE);
-        self.paused = Some((Instant::now() + pause, pause));
+        self.pause = Some(pause);
+        *cache.paused.lock() = Some(Instant::now() + pause);
         cache.counters.write_errors.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(%error, ?pause, "cannot write to the cache, serving without it for a while");
         if matches!(

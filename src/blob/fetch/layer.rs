@@ -293,7 +293,8 @@ impl Layer {
         match result {
             Some(Ok(())) => {
                 if segment.class == Class::Background {
-                    self.failures.store(0, Ordering::Relaxed);
+                    self.failures
+                        .fetch_and(background::RESTING, Ordering::Relaxed);
                 }
             }
             Some(Err(error)) => self.lost(segment.class, lost, &error),
@@ -333,7 +334,7 @@ impl Layer {
                 } else if matches!(is_bad, Some(None)) && self.fetcher.config.background
                     || is_lost && self.missing(member)
                 {
-                    plan.rest.add(member..member + 1);
+                    self.leave(&mut plan, member);
                     later = true;
                 }
             }

@@ -12,6 +12,7 @@
 
 mod ahead;
 mod along;
+mod budget;
 mod decode;
 #[cfg(test)]
 mod fakes;
@@ -49,6 +50,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::blob::cache::Cache;
 use crate::blob::size::ByteSize;
 
+use budget::Budget;
 use flight::Flights;
 use limit::{Arriving, LONGEST_WAIT, RateLimit, RightOfWay};
 pub(super) use plan::Class;
@@ -56,9 +58,6 @@ use window::{Asked, Window};
 
 pub(super) use layer::Layer;
 pub use tally::{FetchStats, PURPOSES, TROUBLES};
-
-/// Unit of the memory budget: semaphores count in 32 bits.
-const KIB: u64 = 1024;
 
 /// The section `[fetch]` of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,9 +112,8 @@ pub struct Fetcher {
     flights: Flights,
     pool: decode::Pool,
     connections: Arc<Semaphore>,
-    /// Bytes in flight, in KiB: half for what is waited for, half for the background, so that
-    /// neither holds up the other.
-    budget: [(Arc<Semaphore>, u32); 2],
+    /// Half for what is waited for, half for the background, so that neither holds up the other.
+    budget: [Budget; 2],
     rate: RateLimit,
     /// What is known to be needed at a start.
     lists: Arc<RightOfWay>,
@@ -141,11 +139,7 @@ impl Fetcher {
     /// per core.
     #[must_use]
     pub fn new(cache: Arc<Cache>, config: Config, runtime: Handle) -> Arc<Self> {
-        let half = u32::try_from(config.memory.0 / 2 / KIB)
-            .unwrap_or(u32::MAX >> 4)
-            .max(64);
-        let half = half.min(u32::MAX >> 4);
-        let budget = || (Arc::new(Semaphore::new(half as usize)), half);
+        let budget = || Budget::new(config.memory.0 / 2);
         Arc::new(Self {
             cache,
             runtime,
@@ -173,14 +167,11 @@ impl Fetcher {
     /// What it has fetched so far, and what is going on.
     #[must_use]
     pub fn stats(&self) -> FetchStats {
-        let free = |(semaphore, most): &(Arc<Semaphore>, u32)| {
-            u64::from(*most).saturating_sub(semaphore.available_permits() as u64)
-        };
         let most = u64::from(self.config.max_connections_total.get());
         FetchStats {
             requests_now: most.saturating_sub(self.connections.available_permits() as u64),
             background_now: self.background.lock().under_way.into(),
-            in_flight: self.budget.iter().map(free).sum::<u64>() * KIB,
+            in_flight: self.budget.iter().map(Budget::in_flight).sum(),
             best_rate: self.window.best_rate(),
             ..self.tally.get()
         }
@@ -218,24 +209,14 @@ impl Fetcher {
         }
     }
 
-    /// Waits until `bytes` more may be in flight. Who asks for more than there is waits for all.
-    async fn reserve(&self, class: Class, bytes: u64) -> Option<OwnedSemaphorePermit> {
-        let (semaphore, units) = self.share(class, bytes);
-        semaphore.acquire_many_owned(units).await.ok()
+    /// The memory for requests of this class.
+    fn budget(&self, class: Class) -> &Budget {
+        &self.budget[usize::from(class == Class::Background)]
     }
 
-    /// The same without waiting.
-    fn try_reserve(&self, class: Class, bytes: u64) -> Option<OwnedSemaphorePermit> {
-        let (semaphore, units) = self.share(class, bytes);
-        semaphore.try_acquire_many_owned(units).ok()
-    }
-
-    fn share(&self, class: Class, bytes: u64) -> (Arc<Semaphore>, u32) {
-        let (semaphore, most) = &self.budget[usize::from(class == Class::Background)];
-        let units = u32::try_from(bytes.div_ceil(KIB))
-            .unwrap_or(*most)
-            .min(*most);
-        (Arc::clone(semaphore), units)
+    /// Whether others wait for the memory that is held here.
+    fn is_wanted(&self, held: &OwnedSemaphorePermit) -> bool {
+        self.budget.iter().any(|budget| budget.is_wanted(held))
     }
 
     /// Adds a layer to the background's turn and sees to it that someone works on it.

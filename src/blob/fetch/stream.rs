@@ -158,7 +158,7 @@ impl<'a> Receiver<'a> {
     /// The memory for a member of `bytes`.
     async fn room(&mut self, member: u32, bytes: u64) -> Option<OwnedSemaphorePermit> {
         let fetcher = self.layer.fetcher();
-        match fetcher.try_reserve(self.segment.class, bytes) {
+        match fetcher.budget(self.segment.class).try_reserve(bytes) {
             Some(permit) => Some(permit),
             None => {
                 // Who waits for budget must hold none, or two could wait for each other.
@@ -208,8 +208,10 @@ impl<'a> Receiver<'a> {
         let fetcher = layer.fetcher();
         let reserved = async {
             tokio::select! {
-                permit = fetcher.reserve(segment.class, bytes) => (permit, false),
-                () = layer.until_wanted(segment.id, member) => (fetcher.reserve(Class::Urgent, bytes).await, true),
+                permit = fetcher.budget(segment.class).reserve(bytes) => (permit, false),
+                () = layer.until_wanted(segment.id, member) => {
+                    (fetcher.budget(Class::Urgent).reserve(bytes).await, true)
+                }
             }
         };
         let permit;
@@ -226,7 +228,7 @@ impl<'a> Receiver<'a> {
             };
             let Ok(next) = next else {
                 self.stalled();
-                if room.is_some_and(is_wanted) {
+                if room.is_some_and(|room| self.layer.fetcher().is_wanted(room)) {
                     return Ok(false);
                 }
                 continue;
@@ -279,11 +281,6 @@ impl<'a> Receiver<'a> {
             self.layer.fetcher().pool.submit(full, class);
         }
     }
-}
-
-/// Whether others wait for memory: who does takes all there is meanwhile.
-fn is_wanted(memory: &OwnedSemaphorePermit) -> bool {
-    memory.semaphore().available_permits() == 0
 }
 
 /// Waits for what is to come; `stalled` is told once nothing has for so long.

@@ -5,12 +5,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::blob::fetch::layer::Layer;
-use crate::blob::fetch::plan::Segment;
+use crate::blob::fetch::plan::{Plan, Segment};
 use crate::blob::fetch::window::Asked;
 use crate::blob::map::MemberId;
 
 /// Set in `failures` while the background rests.
-const RESTING: u32 = 1 << 31;
+pub(super) const RESTING: u32 = 1 << 31;
 /// Share of the cache that the background of one layer may fill: a layer that is larger than the
 /// cache must not evict its own start for its end.
 const BACKGROUND_SHARE: (u64, u64) = (3, 4);
@@ -57,6 +57,19 @@ impl Layer {
         let inflated = inflated.map(|member| member.inflated).sum();
         self.background.fetch_add(inflated, Ordering::Relaxed);
         Some((segment, asked))
+    }
+
+    /// Leaves a member to the background, once more: it was asked for, and did not come to stay.
+    pub(in crate::blob::fetch) fn leave(&self, plan: &mut Plan, member: u32) {
+        plan.rest.add(member..member + 1);
+        let inflated = self
+            .map
+            .member(MemberId(member))
+            .map_or(0, |place| place.inflated);
+        let rest = |asked: u64| Some(asked.saturating_sub(inflated));
+        let _ = self
+            .background
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest);
     }
 
     /// Whether the background has something left to ask for.

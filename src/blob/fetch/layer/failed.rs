@@ -30,7 +30,9 @@ impl Layer {
     pub(super) fn lost(self: &Arc<Self>, class: Class, lost: Range<u32>, error: &ReadError) {
         tracing::warn!(blob = %self.source.digest(), ?class, members = ?lost, %error, "fetching failed");
         if class == Class::Background {
-            self.plan.lock().rest.add(lost);
+            let mut plan = self.plan.lock();
+            lost.for_each(|member| self.leave(&mut plan, member));
+            drop(plan);
             self.rest_background();
         }
     }
