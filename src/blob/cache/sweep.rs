@@ -71,11 +71,8 @@ impl Sweep<'_> {
         let cache = self.cache;
         let before = cache.counters.held.load(Ordering::Relaxed);
         let contents = cache.index.end_sweep();
-        let mut is_partial = false;
-        for (pack, live) in dying(cache) {
-            // One without live records takes no writing.
-            is_partial |= (live > 0 && is_partial) || !compact(cache, &pack);
-        }
+        // Those without live records come first: they take no writing.
+        let is_partial = !dying(cache).iter().all(|pack| compact(cache, pack));
         let after = cache.counters.held.load(Ordering::Relaxed);
         Swept {
             contents: contents as u64,
@@ -85,25 +82,23 @@ impl Sweep<'_> {
     }
 }
 
-/// Packs that are worth writing anew, or hold nothing live at all, each with what of it is live: the emptiest first.
-fn dying(cache: &Cache) -> Vec<(Store, u64)> {
+/// Packs that are worth writing anew, or hold nothing live at all: the emptiest first.
+fn dying(cache: &Cache) -> Vec<Store> {
     let mut live: BTreeMap<u32, u64> = BTreeMap::new();
     cache.index.for_each(&mut |row| {
         *live.entry(row.place.pack).or_default() += writer::cost_of(row.place.size);
     });
     let packs: Vec<_> = cache.packs.read().values().cloned().collect();
-    let packs = packs.into_iter().map(|pack| {
-        let live = live.get(&pack.id()).copied().unwrap_or(0);
-        (pack, live)
-    });
-    let is_dying = |(pack, live): &(Store, u64)| {
+    let live = |pack: &Store| live.get(&pack.id()).copied().unwrap_or(0);
+    let is_dying = |pack: &Store| {
         let charged = pack.charged().load(Ordering::Relaxed);
-        let dead = charged.saturating_sub(*live + EMPTY);
+        let live = live(pack);
+        let dead = charged.saturating_sub(live + EMPTY);
         // What the kernel reads by itself goes when it is closed, by a later sweep or the bound.
-        !pack.is_pinned() && (*live == 0 || dead >= (charged / DEAD_SHARE).max(1))
+        !pack.is_pinned() && (live == 0 || dead >= (charged / DEAD_SHARE).max(1))
     };
-    let mut dying: Vec<_> = packs.filter(is_dying).collect();
-    dying.sort_by_key(|(_, live)| *live);
+    let mut dying: Vec<_> = packs.into_iter().filter(is_dying).collect();
+    dying.sort_by_key(live);
     dying
 }
 
