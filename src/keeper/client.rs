@@ -269,13 +269,7 @@ pub fn stop(folder: &Folder) -> Result<bool, Error> {
 /// Lets the server read its configuration again: at once if it serves, else as soon as it does.
 fn reread(folder: &Folder) -> Result<(), Error> {
     // Not the connection that waits for the end: what is answered there is about the end.
-    let keeper = Connection::existing(folder)?;
-    keeper.say(&Request::Reread, &[])?;
-    match keeper.hear()? {
-        Some(Reply::Ready(_)) => Ok(()),
-        Some(Reply::Failed(why)) => Err(Error::Refused(why)),
-        _ => Err(Error::Answer),
-    }
+    ask(&Connection::existing(folder)?, &Request::Reread)
 }
 
 /// Makes the keeper of a stopped server forget the layers, and end. Mounts that are still in use lose
@@ -303,8 +297,13 @@ pub fn is_there(folder: &Folder) -> Result<bool, Error> {
 /// Replaces the server's program by `path`, absolute, and waits for the outcome. When the new one does
 /// not become ready the old one is started again, and the error says so.
 pub fn upgrade(folder: &Folder, path: &Path) -> Result<(), Error> {
-    let keeper = Connection::existing(folder)?;
-    keeper.say(&Request::Upgrade(path.to_owned()), &[])?;
+    let request = Request::Upgrade(path.to_owned());
+    ask(&Connection::existing(folder)?, &request)
+}
+
+/// Asks for something that is done or refused.
+fn ask(keeper: &Connection, request: &Request) -> Result<(), Error> {
+    keeper.say(request, &[])?;
     match keeper.hear()? {
         Some(Reply::Ready(_)) => Ok(()),
         Some(Reply::Failed(why)) => Err(Error::Refused(why)),
